@@ -1,0 +1,115 @@
+"""What `emit_many` does: one batch through the producer, or keys side by side."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from typing import Any, TypeAlias
+
+from dispytch.emitter.observers import GRACE, Observers
+from dispytch.emitter.outcome import receipt
+from dispytch.emitter.plan import Plans
+from dispytch.errors import EmitRejected
+from dispytch.event import EventBase
+from dispytch.producer import Outgoing, Producer, Receipt
+
+__all__ = ["Batch", "Result", "emit_lanes"]
+
+logger = logging.getLogger("dispytch")
+
+Result: TypeAlias = Receipt | BaseException
+
+
+class Batch:
+    """Events on their way together.
+
+    Args:
+        events: the events.
+        producer: what sends them.
+        plans: what encodes them.
+        observers: whose `before_emit` is asked for each.
+    """
+
+    def __init__(
+        self, events: Sequence[EventBase], producer: Producer, plans: Plans, observers: Observers
+    ) -> None:
+        self._events, self._producer = events, producer
+        self._plans, self._observers = plans, observers
+        self._results: dict[int, Result] = {}
+
+    async def send(self, config: Any, deadline: float) -> list[Result | None]:
+        """Hand over all that can be sent at once; a result per event, in order.
+
+        None stands for an event whose outcome was still open after the deadline.
+        """
+        try:
+            async with asyncio.timeout_at(deadline + GRACE) as scope:
+                ready = await self._encode(config, deadline)
+                outcomes = await self._producer.send_messages(list(ready.values()))
+                for (index, out), outcome in zip(ready.items(), outcomes, strict=True):
+                    self._results[index] = (
+                        outcome
+                        if isinstance(outcome, BaseException)
+                        else receipt(out, outcome, self._producer)
+                    )
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            logger.warning("%s: a batch outlived its deadline", self._producer.backend)
+        return [self._results.get(index) for index in range(len(self._events))]
+
+    async def _encode(self, config: Any, deadline: float) -> dict[int, Outgoing]:
+        """What can be sent, by position; the errors of the others are results already."""
+        ready: dict[int, Outgoing] = {}
+        failed: set[Hashable] = set()
+        for index, event in enumerate(self._events):
+            try:
+                await self._observers.ask(event)
+                out = self._plans.outgoing(event, config, deadline)
+            except Exception as error:  # noqa: BLE001 - it is this event's outcome
+                self._results[index] = error
+                failed.add(self._plans.ordering_key(event, config))
+                continue
+            key = self._producer.ordering_key(out)
+            if key is not None and key in failed:
+                self._results[index] = held_back(key)
+            else:
+                ready[index] = out
+        return ready
+
+
+async def emit_lanes(
+    events: Sequence[EventBase],
+    key_of: Callable[[EventBase], Hashable | None],
+    emit: Callable[[EventBase], Awaitable[Receipt]],
+) -> list[Result]:
+    """Emit one by one within a key and keys side by side; keyless events are one lane.
+
+    For emitters with middleware, which may wait for anything between two events.
+    """
+    results: dict[int, Result] = {}
+    lanes: dict[Hashable, list[int]] = {}
+    for index, event in enumerate(events):
+        lanes.setdefault(key_of(event), []).append(index)
+
+    async def run(key: Hashable, lane: list[int]) -> None:
+        failed = False
+        for index in lane:
+            if failed and key is not None:
+                results[index] = held_back(key)
+                continue
+            try:
+                results[index] = await emit(events[index])
+            except Exception as error:  # noqa: BLE001 - it is this event's outcome
+                results[index], failed = error, True
+
+    async with asyncio.TaskGroup() as group:
+        for key, lane in lanes.items():
+            group.create_task(run(key, lane))
+    return [results[index] for index in range(len(events))]
+
+
+def held_back(key: Hashable) -> EmitRejected:
+    """The outcome of an event not sent because an earlier one of its key failed."""
+    return EmitRejected(
+        f"not sent: an earlier event of the batch with the key {key!r} failed", retriable=True
+    )

@@ -1,0 +1,409 @@
+"""EventEmitter: its lifecycle, and the way of an event from `emit` to the producer."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dispytch import plugins
+from dispytch.config import Given, checked, merge, own_layer
+from dispytch.emitter.batch import Batch, emit_lanes
+from dispytch.emitter.context import EmitContext, Middleware, chain
+from dispytch.emitter.observers import GRACE, Observers
+from dispytch.emitter.outcome import completed, deadline_passed, receipt
+from dispytch.emitter.plan import Plans
+from dispytch.envelope import Serializer
+from dispytch.errors import (
+    ConfigError,
+    ConnectError,
+    EmitManyError,
+    EmitRejected,
+    ProducerTimeout,
+)
+from dispytch.event import EventBase
+from dispytch.producer import Outgoing, Producer, Receipt, past_deadline
+from dispytch.url import connect
+
+__all__ = ["EventEmitter"]
+
+logger = logging.getLogger("dispytch")
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+
+
+class EventEmitter:
+    """Emits events through one producer.
+
+    Use it as an asynchronous context manager, or call `start` and `stop`. It belongs to the event
+    loop and the process it was started in.
+
+    Args:
+        producer: what sends; see `from_url` for the usual way to get one.
+        config: defaults for every event: a config of this backend, or a tuple with one of it.
+        serializer: replaces the JSON envelope.
+        middleware: `async def mw(ctx, call_next) -> Receipt`, the first one outermost.
+        timeout: seconds until an emit, hooks and middleware included, has an outcome; also the
+            bound of `start`, `flush` and `stop`.
+
+    Raises:
+        ConfigError: an argument can't work.
+        ConfigMismatchError: `config` is of another backend.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        *,
+        config: Any = None,
+        serializer: Serializer | None = None,
+        middleware: Sequence[Middleware] = (),
+        timeout: float = 30.0,
+    ) -> None:
+        _check_producer(producer)
+        if isinstance(timeout, bool) or not 0 < timeout < float("inf"):
+            raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        where = "EventEmitter(config=...)"
+        defaults = own_layer(checked(config, where), producer.event_config, producer.backend, where)
+        self._producer = producer
+        self._timeout = timeout
+        self._plans = Plans(producer, defaults, serializer)
+        self._observers = Observers()
+        self._chain = chain(middleware, self._send_context)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        plugins.announce("dispytch_emitter_created", emitter=self)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        config: Any = None,
+        serializer: Serializer | None = None,
+        middleware: Sequence[Middleware] = (),
+        timeout: float = 30.0,
+    ) -> Self:
+        """An emitter for the backend that serves this URL's scheme. Connects in `start`.
+
+        Raises:
+            ConfigError: the URL or one of its options is wrong; its values are not repeated.
+            PluginError: no installed backend serves the scheme, or its plugin can't be loaded.
+        """
+        backend = plugins.backend_for_url(url)
+        if backend.connection is None:
+            raise ConfigError(
+                f"backend {backend.name!r} takes no URL; give EventEmitter a producer"
+            )
+        connection = connect(url, backend.connection)
+        producer = backend.load_producer().from_connection(connection)
+        return cls(
+            producer, config=config, serializer=serializer, middleware=middleware, timeout=timeout
+        )
+
+    def __repr__(self) -> str:
+        state = "started" if self._loop is not None else "not started"
+        return f"<EventEmitter {self._producer.backend} {state}>"
+
+    @property
+    def producer(self) -> Producer:
+        """What sends."""
+        return self._producer
+
+    # Emitting
+
+    async def emit(self, event: EventBase, *, config: Any = None) -> Receipt:
+        """Emit one event and wait for the broker's confirmation.
+
+        Args:
+            event: the event.
+            config: for this call alone; wins over the event's, its class's and the emitter's.
+
+        Returns:
+            The receipt: the broker has the event.
+
+        Raises:
+            EmitRejected: certainly not stored.
+            EmitUnknown: it may have arrived; `ProducerTimeout` where the deadline passed.
+            EventDefinitionError, TopicError, ConfigError, EncodeError: the event can't be sent as
+                it is; nothing was sent.
+            Exception: what a `before_emit` hook, a middleware or a producer of your own raised.
+            asyncio.CancelledError: the task was cancelled; it may have arrived.
+        """
+        deadline = self._running_loop(event).time() + self._timeout
+        scope, observers = asyncio.timeout_at(deadline), self._observers
+        vetoable = bool(observers.before)
+        try:
+            async with scope:
+                if vetoable:
+                    await observers.ask(event)
+                    vetoable = False
+                if self._chain is None:
+                    emitted = await self._send(self._plans.outgoing(event, config, deadline))
+                else:
+                    emitted = await self._chain(self._context(event, config))
+        except Exception as error:
+            expired = scope.expired() and isinstance(error, TimeoutError)
+            if vetoable and not expired:
+                raise
+            failure = self._completed(deadline_passed(event) if expired else error, event)
+            await observers.tell_failure(event, failure, deadline)
+            if failure is error:
+                raise
+            raise failure from error
+        if observers.after:
+            await observers.tell(observers.after, deadline, event, emitted)
+        return emitted
+
+    async def emit_many(self, events: Iterable[EventBase], *, config: Any = None) -> list[Receipt]:
+        """Emit events together: pipelined, and in order per key.
+
+        Sends all it can. After a failure, later events of the same key are not sent.
+
+        Args:
+            events: the events; with middleware, each goes through it on its own.
+            config: as for `emit`, for each of them.
+
+        Returns:
+            A receipt per event, in the order given.
+
+        Raises:
+            EmitManyError: at least one was not accepted; `.results` has the outcome of each.
+            EmitRejected: nothing was sent: the emitter is not running here.
+            asyncio.CancelledError: the task was cancelled; any of them may have arrived.
+        """
+        given = list(events)
+        if not given:
+            return []
+        deadline = self._running_loop(given[0]).time() + self._timeout
+        results = await (
+            self._emit_batch(given, config, deadline)
+            if self._chain is None
+            else emit_lanes(
+                given,
+                lambda event: self._plans.ordering_key(event, config),
+                lambda event: self.emit(event, config=config),
+            )
+        )
+        for event, result in zip(given, results, strict=True):
+            if isinstance(result, BaseException):
+                self._completed(result, event)
+        receipts = [result for result in results if isinstance(result, Receipt)]
+        if len(receipts) < len(results):
+            raise EmitManyError(results)
+        return receipts
+
+    async def _emit_batch(
+        self, events: list[EventBase], config: Given, deadline: float
+    ) -> list[Receipt | BaseException]:
+        observers = self._observers
+        batch = Batch(events, self._producer, self._plans, observers)
+        results: list[Receipt | BaseException] = []
+        for event, result in zip(events, await batch.send(config, deadline), strict=True):
+            results.append(deadline_passed(event) if result is None else result)
+            if isinstance(results[-1], Receipt):
+                await observers.tell(observers.after, deadline, event, results[-1])
+            else:
+                failure = self._completed(results[-1], event)
+                await observers.tell_failure(event, failure, deadline)
+        return results
+
+    async def _send(self, out: Outgoing) -> Receipt:
+        """The one place a single event leaves by."""
+        try:
+            details = await self._producer.send_message(out)
+        except TimeoutError as error:  # the producer's own: ours arrives as a cancellation
+            raise past_deadline(out) from error
+        return receipt(out, details, self._producer)
+
+    def _context(self, event: EventBase, config: Given) -> EmitContext:
+        plan = self._plans.of(event)
+        return EmitContext(event, plan.topic(event), plan.key(event), plan.config(event, config))
+
+    async def _send_context(self, ctx: EmitContext) -> Receipt:
+        """The end of the middleware: encodes the event as it is now, and sends it."""
+        producer, plan = self._producer, self._plans.of(ctx.event)
+        if ctx.headers and not producer.carries_headers:
+            raise ConfigError(
+                f"backend {producer.backend!r} has no headers, but a middleware set "
+                f"{', '.join(sorted(ctx.headers))}"
+            )
+        where = "EmitContext.config"
+        layer = own_layer(
+            checked(ctx.config, where), producer.event_config, producer.backend, where
+        )
+        deadline = asyncio.get_running_loop().time() + self._timeout  # the emit's own comes first
+        out = Outgoing(
+            ctx.event.id,
+            plan.type,
+            ctx.topic,
+            plan.payload(ctx.event),
+            ctx.key,
+            merge((layer,)),
+            dict(ctx.headers),
+            deadline,
+        )
+        return await self._send(out)
+
+    def _running_loop(self, event: EventBase) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is self._loop and self._process == os.getpid():
+            return loop
+        problem = (
+            "is not running: use `async with emitter`, or start it first and stop it last"
+            if self._loop is None
+            else "belongs to another event loop or process; make one where you emit"
+        )
+        raise EmitRejected(f"this emitter {problem}", event=event, backend=self._producer.backend)
+
+    def _completed(self, error: BaseException, event: EventBase) -> BaseException:
+        return completed(error, event, self._plans.topic_of(event), self._producer)
+
+    # Hooks
+
+    def before_emit(self, hook: _Hook) -> _Hook:
+        """Call `hook(event)` before an emit; what it raises vetoes the emit, as it is."""
+        self._observers.before.append(hook)
+        return hook
+
+    def after_emit(self, hook: _Hook) -> _Hook:
+        """Call `hook(event, receipt)` after an accepted emit; what it raises is only logged."""
+        self._observers.after.append(hook)
+        return hook
+
+    def on_error(self, hook: _Hook) -> _Hook:
+        """Call `hook(event, error)` when an emit failed; what it raises is only logged.
+
+        A veto is no failure: the hook that raised it knows.
+        """
+        self._observers.error.append(hook)
+        return hook
+
+    def on_timeout(self, hook: _Hook) -> _Hook:
+        """Call `hook(event)` instead of `on_error` when the deadline passed."""
+        self._observers.timeout.append(hook)
+        return hook
+
+    # Lifecycle
+
+    async def start(self) -> None:
+        """Start the producer; does nothing when started.
+
+        Raises:
+            ConnectError: the broker can't be reached, or not in time.
+            ConfigError: it runs in another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._process == os.getpid():
+            return
+        if self._loop is not None and not self._loop.is_closed() and self._process == os.getpid():
+            raise ConfigError("this emitter runs in another event loop; stop it there first")
+        started = False
+        try:
+            async with asyncio.timeout(self._timeout) as scope:
+                await self._producer.start()
+            started = True
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            backend = self._producer.backend
+            raise ConnectError(
+                f"{backend}: not connected within {self._timeout} s", backend=backend
+            ) from error
+        finally:
+            if not started:
+                await self._bounded("stop", self._producer.stop, GRACE)
+        self._loop, self._process = loop, os.getpid()
+
+    async def flush(self) -> None:
+        """Wait until everything handed to the producer has an outcome.
+
+        Raises:
+            ProducerTimeout: not within `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(self._timeout) as scope:
+                await self._producer.flush()
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ProducerTimeout(
+                f"not everything was confirmed within {self._timeout} s",
+                backend=self._producer.backend,
+                retriable=True,
+            ) from error
+
+    async def stop(self) -> None:
+        """Refuse further emits, flush, and stop the producer; returns soon after `timeout`.
+
+        What goes wrong is logged, not raised: each emit under way tells its own outcome.
+        """
+        if self._loop is None:
+            return
+        self._loop = None
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._timeout
+        await self._bounded("flush", self._producer.flush, self._timeout)
+        await self._bounded("stop", self._producer.stop, max(deadline - clock(), GRACE))
+
+    async def ping(self) -> None:
+        """Ask the broker for a sign of life.
+
+        Raises:
+            ConnectError: there is none, or not within `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(self._timeout) as scope:
+                await self._producer.ping()
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            backend = self._producer.backend
+            raise ConnectError(
+                f"{backend}: no answer within {self._timeout} s", backend=backend
+            ) from error
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _bounded(
+        self, what: str, call: Callable[[], Awaitable[None]], seconds: float
+    ) -> None:
+        """Run a producer's `flush` or `stop`, which may hang or cancel itself from within."""
+
+        async def run() -> None:
+            await call()
+
+        task = asyncio.ensure_future(run())
+        try:
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+        finally:
+            task.cancel()
+        backend = self._producer.backend
+        if not done:
+            logger.warning("%s: %s gave up after %.1f s", backend, what, seconds)
+        elif task.cancelled():
+            logger.warning("%s: %s was cancelled from within", backend, what)
+        elif (failure := task.exception()) is not None:
+            logger.warning("%s: %s failed: %r", backend, what, failure)
+
+
+def _check_producer(producer: Any) -> None:
+    if not isinstance(producer, Producer):
+        raise ConfigError(
+            f"expected a Producer, got {type(producer).__name__}; wrap a client in its backend's "
+            "producer, or use EventEmitter.from_url"
+        )
+    kind = type(producer)
+    if kind.send is Producer.send and kind.send_message is Producer.send_message:
+        raise ConfigError(f"{kind.__name__} must override send or send_message")

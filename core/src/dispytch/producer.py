@@ -1,0 +1,160 @@
+"""Producer, Outgoing, Receipt: what a backend implements to send."""
+
+import asyncio
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeAlias
+
+from pydantic import BaseModel
+
+from dispytch.errors import EmitRejected, ProducerTimeout
+
+__all__ = ["Details", "Outcome", "Outgoing", "Producer", "Receipt", "not_sent", "past_deadline"]
+
+Details: TypeAlias = Mapping[str, Any] | None
+"""What a broker says of an accepted event (Kafka: partition and offset), or None."""
+
+Outcome: TypeAlias = Details | BaseException
+"""The details of an accepted event of a batch, or the error it met."""
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """An event ready to be sent.
+
+    Attributes:
+        event_id: unique; lets a receiver drop a second copy.
+        type: the event's type.
+        topic: where to.
+        payload: the envelope's bytes.
+        key: what must stay in order, from the event's `__key__`; None: nothing.
+        config: the merged config, of the producer's own schema; None: its defaults.
+        headers: set by middleware; empty unless the producer carries headers.
+        deadline: on the clock of the running loop (`loop.time()`), when the outcome must be known.
+    """
+
+    event_id: str
+    type: str
+    topic: str
+    payload: bytes
+    key: str | None = None
+    config: Any = None
+    headers: Mapping[str, str | bytes] = field(default_factory=dict[str, str | bytes])
+    deadline: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The broker has the event.
+
+    Attributes:
+        event_id: the id of the event.
+        topic: where it went.
+        backend: the name of the backend that has it.
+        details: what the broker told (Kafka: topic, partition, offset, timestamp).
+    """
+
+    event_id: str
+    topic: str
+    backend: str
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Producer:
+    """Sends to one broker. Override `send`, or `send_message` for all that is known of an event.
+
+    Both return details for the `Receipt`, or None, once the broker *has* the event. They raise
+    `EmitRejected` when it certainly is not stored and `EmitUnknown` when it may be; anything else
+    they raise reaches the caller of `emit` as it is. They may be cancelled at the deadline.
+
+    Class attributes:
+        backend: the name in receipts and errors.
+        event_config: the schema of configs this producer takes; None takes any.
+        carries_headers: whether `Outgoing.headers` travel; if not, setting one is an error.
+        topic_delimiter: separates the segments of a topic; no placeholder's value may hold it.
+    """
+
+    backend: ClassVar[str] = ""
+    event_config: ClassVar[type[BaseModel] | None] = None
+    carries_headers: ClassVar[bool] = False
+    topic_delimiter: ClassVar[str] = "."
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a producer that names no backend the name of its class."""
+        super().__init_subclass__(**kwargs)
+        if not cls.backend:
+            cls.backend = cls.__name__
+
+    @classmethod
+    def from_connection(cls, connection: Any, /) -> Self:
+        """Make a producer from its backend's validated connection; `start` will open it.
+
+        Raises:
+            NotImplementedError: this producer can't be made from a URL.
+        """
+        raise NotImplementedError(f"{cls.__name__} can't be made from a URL; construct it")
+
+    async def start(self) -> None:
+        """Open what is ours to open. Raises `ConnectError` when the broker can't be reached."""
+
+    async def stop(self) -> None:
+        """Close what is ours to close; must return soon even with the broker gone."""
+
+    async def flush(self) -> None:
+        """Wait until everything handed over has an outcome."""
+
+    async def ping(self) -> None:
+        """Ask the broker for a sign of life. Raises `ConnectError` when there is none."""
+
+    async def send(self, topic: str, payload: bytes, config: Any = None) -> Details:
+        """Send one payload; the simple form."""
+        raise NotImplementedError(f"{type(self).__name__} must override send or send_message")
+
+    async def send_message(self, out: Outgoing, /) -> Details:
+        """Send one event; by default through `send`, leaving out key and headers."""
+        return await self.send(out.topic, out.payload, out.config)
+
+    async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
+        """Send a batch; one outcome each, in the order given. Errors are returned, not raised.
+
+        After a failure no later event of the same key is sent. By default one after the other
+        through `send_message`, each until its own deadline.
+        """
+        outcomes: list[Outcome] = []
+        failed: set[Hashable] = set()
+        for out in batch:
+            key = self.ordering_key(out)
+            outcome = not_sent(out) if key in failed else await self._outcome_of(out)
+            if isinstance(outcome, BaseException) and key is not None:
+                failed.add(key)
+            outcomes.append(outcome)
+        return outcomes
+
+    def ordering_key(self, out: Outgoing, /) -> Hashable | None:
+        """What keeps this event in order with others: by default its key."""
+        return out.key
+
+    async def _outcome_of(self, out: Outgoing) -> Outcome:
+        try:
+            async with asyncio.timeout_at(out.deadline) as deadline:
+                return await self.send_message(out)
+        except TimeoutError as error:
+            return past_deadline(out) if deadline.expired() else error
+        except Exception as error:  # noqa: BLE001 - it is this event's outcome
+            return error
+
+
+def not_sent(out: Outgoing) -> EmitRejected:
+    """The outcome of an event held back because an earlier one of its key failed."""
+    return EmitRejected(
+        f"not sent: an earlier event of the batch with the key {out.key!r} failed", retriable=True
+    )
+
+
+def past_deadline(out: Outgoing) -> ProducerTimeout:
+    """The outcome of an event whose deadline passed: unknown, never failed."""
+    return ProducerTimeout(
+        f"no confirmation for event {out.event_id} on {out.topic!r} before the deadline; "
+        "it may still arrive",
+        retriable=True,
+    )
