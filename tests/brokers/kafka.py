@@ -92,9 +92,9 @@ class Kafka(BrokerProcess, KafkaAccess):
         logging = f"-Dlog4j.configuration={_LOGGING.as_uri()}"
         return java(logging, "kafka.Kafka", self.home / "server.properties")
 
-    def _usable(self) -> bool:
+    def _ask(self, timeout: float) -> bool:
         """Whether the broker names itself as alive when asked as clients ask."""
-        with socket.create_connection((LOCALHOST, self.port), 5) as connection:
+        with socket.create_connection((LOCALHOST, self.port), timeout) as connection:
             metadata, version, correlation, no_client_id, no_topics = 3, 1, 7, -1, 0
             request = struct.pack(">hhihi", metadata, version, correlation, no_client_id, no_topics)
             connection.sendall(struct.pack(">i", len(request)) + request)

@@ -68,8 +68,8 @@ class BrokerProcess(ABC):
         """The command that runs the broker in the foreground."""
 
     @abstractmethod
-    def _usable(self) -> bool:
-        """Whether clients get real answers; an `OSError` means no."""
+    def _ask(self, timeout: float) -> bool:
+        """Whether a client gets a real answer; an `OSError` (a `TimeoutError` is one) means no."""
 
     def _environment(self) -> Mapping[str, str]:
         """What the broker's processes have in their environment beside ours."""
@@ -85,26 +85,21 @@ class BrokerProcess(ABC):
         return reaper.family(self._mark)
 
     def start(self) -> None:
-        """Start and return when clients can work; a broker that runs already is left as it is."""
-        if self.running:
-            return
-        reaper.kill_family(self._mark)  # leftovers of a main process that died by itself
-        self._prepare()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.home,
-                env=self.environment(),
-                start_new_session=True,  # a Ctrl-C for the tests is not one for the broker
-            )
+        """Start, unless it runs already, and return when clients can work."""
+        if not self.running:
+            self._launch()
         try:
             wait_until(self._answers, self.start_timeout, f"{self.kind} to be usable")
         except BrokerError as error:
             self.kill()
             raise BrokerError(f"{error}; its log ends with:\n{self.log_tail()}") from None
+
+    def usable(self, timeout: float = 5.0) -> bool:
+        """Whether a client that connects now gets a real answer within the time."""
+        try:
+            return self._ask(timeout)
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """Shut down in order, as an administrator would."""
@@ -169,13 +164,24 @@ class BrokerProcess(ABC):
         """The full environment for the broker's processes and for its own command-line tools."""
         return os.environ | self._environment() | {reaper.MARK: self._mark}
 
+    def _launch(self) -> None:
+        reaper.kill_family(self._mark)  # leftovers of a main process that died by itself
+        self._prepare()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+                env=self.environment(),
+                start_new_session=True,  # a Ctrl-C for the tests is not one for the broker
+            )
+
     def _answers(self) -> bool:
         if not self.running:
             raise BrokerError(f"{self.kind} ended while starting")
-        try:
-            return self._usable()
-        except OSError:
-            return False
+        return self.usable()
 
 
 class _Nursery:

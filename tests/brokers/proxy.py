@@ -82,6 +82,9 @@ class Proxy:
         self._server = await asyncio.start_server(self._accept, LOCALHOST, self.port)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came in just before `refuse()`
+            _send_reset(writer)
+            return
         self.connections += 1
         link = _Link(self, reader, writer)
         self._links.add(link)
@@ -144,11 +147,15 @@ class _Link:
             await self._ignore(reader)
             return
         with contextlib.suppress(OSError):
-            to_broker = await asyncio.open_connection(LOCALHOST, self._proxy.target_port)
-            self._writers.append(to_broker[1])
-            up = self._pump(reader, to_broker[1], upwards=True)
-            down = self._pump(to_broker[0], writer, upwards=False)
-            await asyncio.gather(up, down)
+            broker = await asyncio.open_connection(LOCALHOST, self._proxy.target_port)
+            self._writers.append(broker[1])
+            await _together(
+                self._pump(reader, broker[1], upwards=True),
+                self._pump(broker[0], writer, upwards=False),
+            )
+            for done in self._writers:
+                done.close()
+                await done.wait_closed()
 
     async def _ignore(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
@@ -183,7 +190,7 @@ class _Link:
                 if not data:
                     return
 
-        await asyncio.gather(fill(), drain())
+        await _together(fill(), drain())
 
     def _count(self, size: int, *, upwards: bool) -> None:
         if upwards:
@@ -192,8 +199,18 @@ class _Link:
             self._proxy.bytes_down += size
 
 
+async def _together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all until all are done; if a connection breaks, end the others and raise one error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except* OSError:
+        raise ConnectionError("the connection broke") from None
+
+
 def _send_reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST, unless both sides have ended their streams and there is nothing to reset."""
+    """Close with RST; a connection that is closed already stays as it is."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.fileno() >= 0:
         no_linger = struct.pack("ii", 1, 0)

@@ -160,10 +160,10 @@ class RabbitMQ(BrokerProcess, RabbitMQAccess):
             "RABBITMQ_CTL_ERL_ARGS": _ONLY_HERE,
         }
 
-    def _usable(self) -> bool:
+    def _ask(self, timeout: float) -> bool:
         """Whether the broker opens the AMQP dialogue; it listens when users and hosts exist."""
-        socket.create_connection((LOCALHOST, self.tls_port), 5).close()
-        with socket.create_connection((LOCALHOST, self.port), 5) as connection:
+        socket.create_connection((LOCALHOST, self.tls_port), timeout).close()
+        with socket.create_connection((LOCALHOST, self.port), timeout) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")
             method_frame = b"\x01"
             return connection.recv(1) == method_frame
