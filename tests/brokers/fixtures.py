@@ -35,14 +35,14 @@ def kafka_broker() -> "Iterator[KafkaAccess]":
 
         yield RunningKafka(url)
     else:
-        with _started(_kafka) as broker:
+        with started(_kafka) as broker:
             yield broker
 
 
 @pytest.fixture(scope="module")
 def own_kafka() -> "Iterator[Kafka]":
     """A Kafka that the tests of a module may stop, kill, freeze and cut off."""
-    with _started(_kafka) as broker:
+    with started(_kafka) as broker:
         yield broker
 
 
@@ -54,14 +54,14 @@ def rabbitmq_broker() -> "Iterator[RabbitMQAccess]":
 
         yield RunningRabbitMQ(url)
     else:
-        with _started(_rabbitmq) as broker:
+        with started(_rabbitmq) as broker:
             yield broker
 
 
 @pytest.fixture(scope="module")
 def own_rabbitmq() -> "Iterator[RabbitMQ]":
     """A RabbitMQ that the tests of a module may stop, kill, freeze and cut off."""
-    with _started(_rabbitmq) as broker:
+    with started(_rabbitmq) as broker:
         yield broker
 
 
@@ -99,8 +99,11 @@ def _rabbitmq() -> "RabbitMQ":
     return RabbitMQ()
 
 
-def _started(make: Callable[[], B]) -> B:
-    """A running broker to be closed by `with`; without its software, the test is skipped."""
+def started(make: Callable[[], B]) -> B:
+    """Start a broker, which `with` closes; without its software the test that asks is skipped.
+
+    For a broker with options, as in `with started(lambda: Kafka(message_max_bytes=2000)) as kafka`.
+    """
     try:
         broker = make()
         broker.start()

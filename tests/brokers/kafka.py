@@ -4,13 +4,15 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from brokers.java import java, run_java
 from brokers.kafka_access import KafkaAccess
 from brokers.process import LOCALHOST, BrokerProcess, free_port
 from brokers.proxy import Proxy
-from brokers.tls import Certificates, make_certificates
+
+if TYPE_CHECKING:
+    from brokers.tls import Certificates
 
 USER = "dispytch"
 PASSWORD = "s3cret@/#1"
@@ -38,6 +40,8 @@ class Kafka(BrokerProcess, KafkaAccess):
         message_max_bytes: int | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
+        from brokers.tls import make_certificates  # here: not all who run tests have cryptography
+
         super().__init__()
         self.proxied_port = free_port()
         self.ssl_port = free_port()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from brokers.fixtures import started
 from brokers.java import java_partitions
 from brokers.kafka import LIMITED, PASSWORD, USER, Kafka
 from brokers.kafka_access import KafkaAccess
@@ -117,7 +118,7 @@ def test_a_frozen_broker_takes_connections_and_does_not_answer(own_kafka: Kafka)
 
 
 def test_options_reach_the_broker_and_stop_leaves_nothing() -> None:
-    with Kafka(auto_create_topics=True, message_max_bytes=2000) as kafka:
+    with started(lambda: Kafka(auto_create_topics=True, message_max_bytes=2000)) as kafka:
         assert asyncio.run(_made_by_sending(kafka))
         kafka.stop()
         assert not kafka.running
@@ -136,6 +137,7 @@ async def _made_by_sending(kafka: Kafka) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("own_kafka")  # for its jars
 def test_the_partitioner_is_the_one_of_java() -> None:
     from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
 
