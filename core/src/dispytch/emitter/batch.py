@@ -41,8 +41,9 @@ class Batch:
 
         None stands for an event whose outcome was still open after the deadline.
         """
+        scope = asyncio.timeout_at(deadline + GRACE)
         try:
-            async with asyncio.timeout_at(deadline + GRACE) as scope:
+            async with scope:
                 ready = await self._encode(config, deadline)
                 outcomes = await self._producer.send_messages(list(ready.values()))
                 for (index, out), outcome in zip(ready.items(), outcomes, strict=True):

@@ -300,8 +300,9 @@ class EventEmitter:
         if self._loop is not None and not self._loop.is_closed() and self._process == os.getpid():
             raise ConfigError("this emitter runs in another event loop; stop it there first")
         started = False
+        scope = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as scope:
+            async with scope:
                 await self._producer.start()
             started = True
         except TimeoutError as error:
@@ -322,8 +323,9 @@ class EventEmitter:
         Raises:
             ProducerTimeout: not within `timeout` seconds.
         """
+        scope = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as scope:
+            async with scope:
                 await self._producer.flush()
         except TimeoutError as error:
             if not scope.expired():
@@ -353,8 +355,9 @@ class EventEmitter:
         Raises:
             ConnectError: there is none, or not within `timeout` seconds.
         """
+        scope = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout) as scope:
+            async with scope:
                 await self._producer.ping()
         except TimeoutError as error:
             if not scope.expired():

@@ -37,14 +37,14 @@ class EmitPlan:
         serializer: Serializer | None,
     ) -> None:
         definition = definition_of(cls)
-        if definition.topic is None or definition.type is None:
+        if definition.topic is None or definition.event_type is None:
             missing = "__topic__" if definition.topic is None else "__event_type__"
             raise EventDefinitionError(
                 f"{cls.__name__} has no {missing}; give it one to emit it", event=cls
             )
-        self._name, self._type = cls.__name__, definition.type
+        self._name, self._type = cls.__name__, definition.event_type
         self._topic, self._key = definition.topic, definition.key
-        self._frame, self._body = json_frame(definition.type), definition.body
+        self._frame, self._body = json_frame(definition.event_type), definition.body
         self._serializer = serializer
         self._backend, self._schema = producer.backend, producer.event_config
         self._delimiter = producer.topic_delimiter
