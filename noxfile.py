@@ -100,7 +100,9 @@ def wheels(session: nox.Session, what: str) -> None:
     shutil.rmtree(dist, ignore_errors=True)
     session.install("build", "hatchling")
     for package in ("core", *(f"plugins/{name}" for name in PLUGINS)):
-        session.run("python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True)
+        session.run(
+            "python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True
+        )
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
@@ -155,7 +157,9 @@ def pins(session: nox.Session) -> None:
     """Write constraints.txt anew: the newest versions of everything, without a word on origin."""
     session.install("uv")
     projects = ["core/pyproject.toml", *(f"plugins/{name}/pyproject.toml" for name in PLUGINS)]
-    own = [f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in PLUGINS))]
+    own = [
+        f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in PLUGINS))
+    ]
     session.run(
         "uv", "pip", "compile", "--universal", "--upgrade", "--quiet", "--python-version=3.11",
         "--no-annotate", "--no-header", *own, *projects, "pyproject.toml",

@@ -95,9 +95,8 @@ def expected(given_layers: list[dict[str, Any] | None]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in given_layers:
         for name, value in (layer or {}).items():
-            if name == "headers" and merged.get("headers") and value:
-                value = {**merged["headers"], **value}
-            merged[name] = value
+            both = name == "headers" and merged.get("headers") and value
+            merged[name] = {**merged["headers"], **value} if both else value
     return merged
 
 
@@ -228,7 +227,9 @@ async def test_memory_takes_any_config() -> None:
     """The built-in backend keeps whatever config an event has."""
     producer = MemoryProducer()
     async with EventEmitter(producer) as emitter:
-        await emitter.emit(event_class(AConfig(partition=1))(__backend_config__=BConfig(priority=2)))
+        await emitter.emit(
+            event_class(AConfig(partition=1))(__backend_config__=BConfig(priority=2))
+        )
         await emitter.emit(event_class(AConfig(partition_key="{who}"))())
     assert producer.messages[0].config == (AConfig(partition=1), BConfig(priority=2))
     assert producer.messages[1].config == AConfig(partition_key="me")
@@ -272,5 +273,3 @@ def test_wrong_field_in_a_class_config_names_the_field() -> None:
     with pytest.raises(EventDefinitionError) as caught:
         event_class(AConfig(headers={"a": "{who.x}"}))
     assert caught.value.field == "who.x"
-
-

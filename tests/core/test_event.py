@@ -135,7 +135,14 @@ class Nesting(BaseModel):
     events: list[Plain | Open]
 
 
-HOSTILE: list[Any] = [{"partition_key": "evil"}, [{"partition_key": "evil"}], "evil", 1, OWN, (OWN,)]
+HOSTILE: list[Any] = [
+    {"partition_key": "evil"},
+    [{"partition_key": "evil"}],
+    "evil",
+    1,
+    OWN,
+    (OWN,),
+]
 KINDS: list[type[EventBase]] = [Plain, Open, Strict, WithInit, OpenWithInit]
 
 
@@ -217,7 +224,9 @@ def test_ids_are_unique_uuids_of_version_7_and_ordered_by_time() -> None:
     """Ids are RFC 9562 version 7: valid, unique, sortable by time."""
     ids = [new_id() for _ in range(20_000)]
     assert len(set(ids)) == len(ids)
-    assert all(uuid.UUID(i).version == 7 and uuid.UUID(i).variant == uuid.RFC_4122 for i in ids[:500])
+    assert all(
+        uuid.UUID(i).version == 7 and uuid.UUID(i).variant == uuid.RFC_4122 for i in ids[:500]
+    )
     assert [i[:13] for i in ids] == sorted(i[:13] for i in ids)
 
 
@@ -232,7 +241,9 @@ def test_ids_differ_after_a_fork_and_despite_a_seeded_random_module() -> None:
         "os._exit(0) if pid == 0 else os.waitpid(pid, 0)\n"
     )
     lines = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        ).stdout
         for _ in range(2)
     ]
     tails = " ".join(lines).split()
@@ -274,7 +285,9 @@ def test_empty_id_is_refused() -> None:
 # Definition
 
 
-@pytest.mark.parametrize("template", ["{nope}", "{user.nope}", "{user.__class__}", "{user", "{user!r}"])
+@pytest.mark.parametrize(
+    "template", ["{nope}", "{user.nope}", "{user.__class__}", "{user", "{user!r}"]
+)
 @pytest.mark.parametrize("attribute", ["__topic__", "__key__"])
 def test_wrong_template_is_refused_when_the_class_is_made(template: str, attribute: str) -> None:
     """An unknown field fails at once, with its name."""

@@ -105,13 +105,13 @@ class Computed(Base):
 T = TypeVar("T")
 
 
-class Generic_(Base, Generic[T]):
+class Boxed(Base, Generic[T]):
     value: T
 
 
 class Serialized(Base):
     x: int
-    tag: Annotated[set[str], PlainSerializer(sorted, return_type=list[str])] = {"b", "a"}
+    tag: Annotated[frozenset[str], PlainSerializer(sorted, return_type=list[str])] = frozenset("ab")
 
     @field_serializer("x")
     def _x(self, value: int) -> str:
@@ -151,8 +151,9 @@ WHEN = datetime(2026, 1, 2, tzinfo=UTC)
     [
         Leaf(when=WHEN, colour=Colour.RED, numbers=[1, 2], inner=Inner(id=1, name="é\u2028\"")),
         Aliased(userName="x", **{"1": 1}, other=3),  # type: ignore[arg-type, call-arg]
-        Frozen(x=1), Computed(x=2), Generic_[Inner](value=Inner(id=1, name="n")), Generic_[int](value=1),
-        Serialized(x=5), Custom(x=1), CustomWrap(x=1), Excluded(x=1), Later(later=Inner(id=1, name="n")),
+        Frozen(x=1), Computed(x=2), Boxed[Inner](value=Inner(id=1, name="n")), Boxed[int](value=1),
+        Serialized(x=5), Custom(x=1), CustomWrap(x=1), Excluded(x=1),
+        Later(later=Inner(id=1, name="n")),
         Frozen(x=1, id='quote " and \\ and é'),
     ],
     ids=lambda event: type(event).__name__,
@@ -190,7 +191,7 @@ class Floats(Base):
     value: float = 0.0
     any: Any = None
     nested: Nested | None = None
-    texts: list[str | None] = []
+    texts: tuple[str | None, ...] = ()
 
 
 class Strings(Base):
@@ -205,7 +206,8 @@ bad_floats = st.sampled_from([math.nan, math.inf, -math.inf])
     bad_floats.flatmap(
         lambda bad: st.sampled_from(
             [
-                Floats(value=bad), Floats(any=bad), Floats(any=[{"a": bad}]), Floats(any={"a": [None, bad]}),
+                Floats(value=bad), Floats(any=bad), Floats(any=[{"a": bad}]),
+                Floats(any={"a": [None, bad]}),
                 Floats(nested=Nested(value=bad)), Floats(nested=Nested(any=bad)),
                 Floats(any=Nested(value=bad)), Floats(any=[Nested(any=(bad,))]),
             ]
@@ -221,7 +223,7 @@ async def test_nan_and_infinity_are_refused_wherever_they_hide(event: EventBase)
 @pytest.mark.parametrize(
     "event",
     [
-        Floats(texts=["NaN", "Infinity", None]), Floats(any="NaN"), Floats(nested=Nested()),
+        Floats(texts=("NaN", "Infinity", None)), Floats(any="NaN"), Floats(nested=Nested()),
         Strings(value=math.inf),
     ],
     ids=repr,
@@ -313,7 +315,10 @@ def test_serialised_secret_is_accepted() -> None:
 # Envelopes
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(st.characters(exclude_categories=["Cs"])),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.text(st.characters(exclude_categories=["Cs"])),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text("ab"), children),
     max_leaves=8,
 )
@@ -348,7 +353,9 @@ VALID = {"id": "1", "type": "t", "body": {}, "timestamp": 2}
     | st.tuples(st.sampled_from(["id", "type"]), st.none() | st.integers()).map(
         lambda pair: json.dumps({**VALID, pair[0]: pair[1]}).encode()
     )
-    | st.sampled_from([b"[]", b"null", b"[" * (sys.getrecursionlimit() * 10), b'{"id": NaN}', b"\xff"])
+    | st.sampled_from(
+        [b"[]", b"null", b"[" * (sys.getrecursionlimit() * 10), b'{"id": NaN}', b"\xff"]
+    )
 )
 def test_bytes_that_are_no_envelope_are_refused(payload: bytes) -> None:
     """Whatever arrives is an envelope or a DecodeError that has the bytes."""
