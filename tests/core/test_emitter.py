@@ -669,6 +669,6 @@ async def test_from_url_shares_the_broker_of_a_name() -> None:
 
 def test_logger_is_named_after_the_package() -> None:
     """Everything logged goes to the logger `dispytch`."""
-    from dispytch.emitter import emitter
+    from dispytch.emitter import bounded
 
-    assert emitter.logger is logging.getLogger("dispytch")
+    assert bounded.logger is logging.getLogger("dispytch")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from brokers.kafka_access import KafkaAccess
 from brokers.rabbitmq_access import RabbitMQAccess
 
