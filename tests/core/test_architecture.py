@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,9 +55,7 @@ def _imported_nouns(path: Path) -> Iterator[str]:
         yield from (name.split(".")[1] for name in names if name.startswith("dispytch."))
 
 
-@pytest.mark.parametrize(
-    ("noun", "path"), MODULES, ids=[str(p.relative_to(ROOT)) for _, p in MODULES]
-)
+@pytest.mark.parametrize(("noun", "path"), MODULES, ids=[path.stem for _, path in MODULES])
 def test_module_imports_only_from_lower_floors(noun: str, path: Path) -> None:
     """Imports run one way and never back, so that each module can be read on its own."""
     if noun in {"cli", "testing", "__main__"}:
@@ -75,11 +74,7 @@ def test_module_keeps_to_the_budgets(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             arguments = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
             assert len([a for a in arguments if a not in {"self", "cls"}]) <= 8, node.name
-    assert "dispytch_" not in "".join(
-        line
-        for line in text.splitlines(keepends=True)
-        if line.lstrip().startswith(("import", "from"))
-    )
+    assert not re.search(r"^\s*(import|from) dispytch_", text, re.MULTILINE)
 
 
 def _public() -> Iterator[tuple[str, object]]:

@@ -22,7 +22,7 @@ async def within(seconds: float, call: Callable[[], Awaitable[None]], late: Exce
 
 
 async def attempt(what: str, call: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Run `call` as far as it goes: it may hang, fail, or be cancelled by the client's own doing."""
+    """Run `call` as far as it goes: it may hang, fail, or be cancelled from within."""
 
     async def run() -> None:
         await call()
