@@ -135,6 +135,8 @@ class Producer:
         return out.key
 
     async def _outcome_of(self, out: Outgoing) -> Outcome:
+        if asyncio.get_running_loop().time() >= out.deadline:
+            return EmitRejected("not sent: the deadline passed before its turn", retriable=True)
         scope = asyncio.timeout_at(out.deadline)
         try:
             async with scope:

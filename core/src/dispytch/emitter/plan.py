@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 
 from pydantic import BaseModel
 
@@ -177,10 +178,11 @@ class Plans:
         try:
             plan = self.of(event)
             out = Outgoing(event.id, plan.type, "", b"", plan.key(event))
-            out.config = plan.config(event, config)
-            return self._producer.ordering_key(out)
         except Exception:  # noqa: BLE001 - its real error is reported when it is emitted
             return None
+        with suppress(Exception):  # a wrong config leaves the event's own key
+            out.config = plan.config(event, config)
+        return self._producer.ordering_key(out)
 
     def topic_of(self, event: EventBase) -> str:
         """The topic, or "" where there is none to tell: to complete another error."""
