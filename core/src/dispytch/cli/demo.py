@@ -118,7 +118,9 @@ def show(console: Console, message: MemoryMessage, schemas: Mapping[str, type[Ba
         say(console, envelope)
     for name, schema in schemas.items():
         for config in layer_of(message.config, schema):
-            settings = ", ".join(f"{key}={value!r}" for key, value in explicit(config).items())
+            settings = ", ".join(
+                f"{key}={value!r}" for key, value in sorted(explicit(config).items())
+            )
             line = Text.assemble((f"{name} would apply ", "green"), settings)
             console.print(line, soft_wrap=True)
     console.print()

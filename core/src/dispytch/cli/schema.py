@@ -35,6 +35,8 @@ def schema(*, name: str, connection: bool, as_json: bool) -> None:
 
     Each field with its type, default and description. The broker's client is not imported.
     """
+    if "://" in name:
+        raise click.UsageError("NAME is the name of a backend, not a URL")
     model = plugins.connection_schema(name) if connection else plugins.event_config(name)
     if model is not None:
         show(model, as_json=as_json)
@@ -95,7 +97,8 @@ def type_text(annotation: Any, metadata: Any = ()) -> str:
 def _bare(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return type_text(arguments[0], arguments[1:])
+        nested = (getattr(item, "metadata", (item,)) for item in arguments[1:])  # Field's own
+        return type_text(arguments[0], [item for items in nested for item in items])
     if origin in {Union, UnionType}:
         return " | ".join(dict.fromkeys(map(_bare, arguments)))
     if origin is Literal:
