@@ -82,10 +82,10 @@ def _split(url: str) -> tuple[dict[str, Any], dict[str, str]]:
     if match is None or match.group(5):
         raise ConfigError(f"{scheme}:// URL: has a '#'; write it as %23 if it belongs to a part")
     _, authority, path, query, _ = match.groups()
-    userinfo, at, hosts = authority.rpartition("@")
-    if "@" in userinfo or (not at and "@" in f"{path}{query}"):
+    userinfo, _, hosts = authority.rpartition("@")
+    if "@" in userinfo or "@" in f"{path}{query}":
         raise ConfigError(
-            f"{scheme}:// URL: user or password holds a reserved character; percent-encode it "
+            f"{scheme}:// URL: a part holds a reserved character; percent-encode it "
             "(@ is %40, / is %2F, : is %3A, # is %23, ? is %3F)"
         )
     user, colon, password = userinfo.partition(":")
