@@ -672,3 +672,41 @@ def test_logger_is_named_after_the_package() -> None:
     from dispytch.emitter import bounded
 
     assert bounded.logger is logging.getLogger("dispytch")
+
+
+async def test_configs_of_several_backends_with_placeholders_reach_memory(
+    memory: tuple[EventEmitter, MemoryProducer],
+) -> None:
+    """A class with a config for each of two backends, both naming fields, is emitted in memory."""
+
+    class First(BaseModel):
+        key: str
+
+    class Second(BaseModel):
+        name: str
+
+    class Both(EventBase):
+        __topic__ = "both"
+        __event_type__ = "both"
+        __backend_config__ = (First(key="{who}"), Second(name="{who}"))
+        who: str
+
+    emitter, producer = memory
+    await emitter.emit(Both(who="me"))
+    assert producer.messages[0].config == (First(key="me"), Second(name="me"))
+
+
+async def test_two_class_configs_for_one_backend_are_refused_by_name() -> None:
+    """Two configs in one class that a single backend would take are told by name."""
+
+    class Sub(MyCustomConfig):
+        pass
+
+    class Twice(EventBase):
+        __topic__ = "twice"
+        __event_type__ = "twice"
+        __backend_config__ = (MyCustomConfig(foo=1), Sub(foo=2))
+
+    async with EventEmitter(Scripted()) as emitter:
+        with pytest.raises(ConfigError, match="MyCustomConfig and Sub are both MyCustomConfig"):
+            await emitter.emit(Twice())

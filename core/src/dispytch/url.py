@@ -4,7 +4,7 @@ import re
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, ConfigDict, ImportString, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, ValidationError
 
 from dispytch.config import explain
 from dispytch.errors import ConfigError
@@ -30,11 +30,11 @@ class Connection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    scheme: str
-    user: SecretStr | None = None
-    password: SecretStr | None = None
-    hosts: tuple[str, ...] = ()
-    path: str = ""
+    scheme: str = Field(description="the URL's scheme, in lower case")
+    user: SecretStr | None = Field(None, description="the URL's user, percent-decoded")
+    password: SecretStr | None = Field(None, description="the URL's password, percent-decoded")
+    hosts: tuple[str, ...] = Field((), description="the URL's hosts, each host or host:port")
+    path: str = Field("", description="the URL's path, percent-decoded, with its leading slash")
 
 
 def scheme_of(url: object) -> str:
@@ -82,10 +82,10 @@ def _split(url: str) -> tuple[dict[str, Any], dict[str, str]]:
     if match is None or match.group(5):
         raise ConfigError(f"{scheme}:// URL: has a '#'; write it as %23 if it belongs to a part")
     _, authority, path, query, _ = match.groups()
-    userinfo, at, hosts = authority.rpartition("@")
-    if "@" in userinfo or (not at and "@" in f"{path}{query}"):
+    userinfo, _, hosts = authority.rpartition("@")
+    if "@" in userinfo or "@" in f"{path}{query}":
         raise ConfigError(
-            f"{scheme}:// URL: user or password holds a reserved character; percent-encode it "
+            f"{scheme}:// URL: a part holds a reserved character; percent-encode it "
             "(@ is %40, / is %2F, : is %3A, # is %23, ? is %3F)"
         )
     user, colon, password = userinfo.partition(":")

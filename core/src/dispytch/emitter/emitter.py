@@ -195,10 +195,17 @@ class EventEmitter:
     async def _emit_batch(
         self, events: list[EventBase], config: Given, deadline: float
     ) -> list[Receipt | BaseException]:
-        observers = self._observers
-        batch = Batch(events, self._producer, self._plans, observers)
+        observers, plans = self._observers, self._plans
+
+        async def encode(event: EventBase) -> Outgoing:
+            await observers.ask(event)
+            return plans.outgoing(event, config, deadline)
+
+        batch = Batch(
+            events, self._producer, encode, lambda event: plans.ordering_key(event, config)
+        )
         results: list[Receipt | BaseException] = []
-        for event, result in zip(events, await batch.send(config, deadline), strict=True):
+        for event, result in zip(events, await batch.send(deadline), strict=True):
             results.append(deadline_passed(event) if result is None else result)
             if isinstance(results[-1], Receipt):
                 await observers.tell(observers.after, deadline, event, results[-1])

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from pydantic import BaseModel
 
-from dispytch.config import Given, checked, layer_of, merge, own_layer
+from dispytch.config import Given, checked, merge, own_layer
 from dispytch.envelope import Envelope, Serializer, json_frame, pack_json
 from dispytch.errors import ConfigError, EventDefinitionError, TopicError
 from dispytch.event import EventBase, definition_of
@@ -50,13 +50,18 @@ class EmitPlan:
         self._backend, self._schema = producer.backend, producer.event_config
         self._delimiter = producer.topic_delimiter
         self._defaults = defaults
-        self._by_class = tuple(
-            config
+        own = [
+            (schema, config)
             for schema, config in definition.configs
             if self._schema is None or issubclass(schema, self._schema)
-        )
-        if len(self._by_class) > 1:  # refuses two of one family
-            layer_of(tuple(config.render(None) for config in self._by_class), self._schema)
+        ]
+        if len(own) > 1 and self._schema is not None:
+            names = " and ".join(schema.__name__ for schema, _ in own)
+            raise ConfigError(
+                f"{self._name}.__backend_config__: {names} are both {self._schema.__name__}; "
+                "give one of them"
+            )
+        self._by_class = tuple(config for _, config in own)
         # The merge of emitter and class is known now, unless it depends on the event.
         self._constant = all(config.constant for config in self._by_class)
         self._known: Given = self._merged(None, ()) if self._constant else None
