@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from brokers.java import java_partitions
 from brokers.kafka_access import KafkaAccess
 from brokers.rabbitmq_access import RabbitMQAccess
