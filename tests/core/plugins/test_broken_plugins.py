@@ -39,8 +39,10 @@ IMPORT_FAILURES = {
         "KeyError",
     ),
     "wrong description": (
-        "from dispytch import hookimpl, Backend\n@hookimpl\n"
-        "def dispytch_backend(): return Backend(name='bad', event_config=3, producer='x:Y')",
+        (
+            "from dispytch import hookimpl, Backend\n@hookimpl\n"
+            "def dispytch_backend(): return Backend(name='bad', event_config=3, producer='x:Y')"
+        ),
         "ConfigError",
     ),
     "misspelt hook": (
