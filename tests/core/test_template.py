@@ -114,7 +114,8 @@ def test_value_that_changes_the_topics_shape_is_refused(value: str) -> None:
     [
         ("a", "a"), (5, "5"), (Colour.RED, "red"), (Colour.NONE, "0"),
         (date(2026, 1, 2), "2026-01-02"), (UUID(int=1), str(UUID(int=1))),
-        (Decimal("1.50"), "1.50"), (True, None), (1.5, None), (None, None), (b"x", None), ([1], None),
+        (Decimal("1.50"), "1.50"), (True, None), (1.5, None), (None, None),
+        (b"x", None), ([1], None),
     ],
 )  # fmt: skip
 def test_key_text_follows_one_rule(value: object, text: str | None) -> None:
