@@ -1,7 +1,8 @@
 """Connection: what a URL becomes. Nothing of a URL is ever repeated in a message."""
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, ValidationError
@@ -129,6 +130,9 @@ def _shown(name: str) -> str:
     return repr(name) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,40}", name) else "(unreadable)"
 
 
-def _names_code(annotation: Any, metadata: list[Any]) -> bool:
-    """Whether text for this field would be imported as code."""
-    return any(ImportString in (item, type(item)) for item in (annotation, *metadata))
+def _names_code(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+    """Whether text for this field, or for a part of it, would be imported as code."""
+    annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
+    return any(ImportString in (item, type(item)) for item in (annotation, *metadata)) or any(
+        map(_names_code, get_args(annotation))
+    )

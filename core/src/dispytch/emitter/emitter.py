@@ -290,6 +290,10 @@ class EventEmitter:
         self._observers.timeout.append(hook)
         return hook
 
+    def remove_hook(self, hook: Callable[..., Any]) -> None:
+        """Take a hook back, of whatever kind; does nothing where it was not added."""
+        self._observers.remove(hook)
+
     # Lifecycle
 
     async def start(self) -> None:
