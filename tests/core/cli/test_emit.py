@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -329,6 +330,33 @@ def test_emit_broker_out_of_reach_is_reported(run, picky, monkeypatch):
     result = run("emit", "picky://", "--topic", "t", "--type", "y", "--timeout", "0.1", stdin="{}")
     assert result.exit_code == 1
     assert "picky: not connected within 0.1 s" in result.stderr
+
+
+def test_emit_on_a_terminal_shows_progress(tmp_path: Path):
+    """On a terminal a bar tells how far it is; the summary stays on standard output alone."""
+    file = tmp_path / "events.ndjson"
+    file.write_text('{"a":1}\n' * 2500 + "bad\n")
+    args = ["emit", "memory://", str(file), "--topic", "t", "--type", "y"]
+    ours, theirs = os.openpty()
+    shown = b""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dispytch", *args],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    ) as done:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(ours, 4096):
+                shown += part
+        assert done.stdout is not None
+        summary = done.stdout.read()
+    os.close(ours)
+    assert done.returncode == 1
+    assert summary.startswith(b"2501 event(s): 2500 accepted, 1 rejected, 0 unknown")
+    assert b"100%" in shown
+    assert b"2,500 accepted" in shown
+    assert b"line 2501: rejected: not JSON" in shown
 
 
 def test_emit_ctrl_c_tells_what_was_accepted(tmp_path: Path):

@@ -12,7 +12,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from dispytch import plugins
-from dispytch.config import Given, explicit, layer_of
+from dispytch.config import Given, layer_of
 from dispytch.emitter import EventEmitter
 from dispytch.errors import PluginError
 from dispytch.event import EventBase
@@ -118,8 +118,9 @@ def show(console: Console, message: MemoryMessage, schemas: Mapping[str, type[Ba
         say(console, envelope)
     for name, schema in schemas.items():
         for config in layer_of(message.config, schema):
+            fields = ((field, getattr(config, field)) for field in type(config).model_fields)
             settings = ", ".join(
-                f"{key}={value!r}" for key, value in sorted(explicit(config).items())
+                f"{field}={value!r}" for field, value in fields if value is not None
             )
             line = Text.assemble((f"{name} would apply ", "green"), settings)
             console.print(line, soft_wrap=True)
