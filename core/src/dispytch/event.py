@@ -1,6 +1,5 @@
 """EventBase: what a user's event classes derive from."""
 
-import inspect
 import logging
 import os
 import random
@@ -41,7 +40,14 @@ def new_id() -> str:
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
 else:
-    ModelMetaclass = type(BaseModel)
+
+    class ModelMetaclass(type(BaseModel)):
+        """Refuses an `id` of a subclass's own before pydantic finds other words for it."""
+
+        def __new__(mcs, name: str, bases: tuple[type, ...], namespace: Any, **kwargs: Any) -> type:
+            if bases != (BaseModel,) and "id" in namespace:
+                raise _id_error(name)
+            return super().__new__(mcs, name, bases, namespace, **kwargs)
 
 
 # Naming the metaclass lets type checkers accept `class MyEvent(EventBase, frozen=True)`: a class
@@ -96,12 +102,6 @@ class EventBase(BaseModel, metaclass=ModelMetaclass):
 
         # Not a custom __init__ for pydantic: validating data never comes through here.
         __init__.__pydantic_base_init__ = True
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse an `id` that is not the envelope's."""
-        super().__init_subclass__(**kwargs)
-        if "id" in cls.__dict__ or "id" in inspect.get_annotations(cls):
-            raise _id_error(cls)
 
     @classmethod
     def __pydantic_on_complete__(cls) -> None:
@@ -178,7 +178,7 @@ class EventDefinition:
             or field.annotation is not str
             or (field.default_factory is not new_id)
         ):
-            raise _id_error(cls)
+            raise _id_error(cls.__name__, cls)
         check_round_trip(cls)
         self.topic = _template(cls, "__topic__")
         self.key = _template(cls, "__key__")
@@ -214,9 +214,9 @@ def definition_of(cls: type[EventBase]) -> EventDefinition:
     return cast("EventDefinition", cls.__dispytch_definition__)
 
 
-def _id_error(cls: type[EventBase]) -> EventDefinitionError:
+def _id_error(name: str, cls: type | None = None) -> EventDefinitionError:
     return EventDefinitionError(
-        f"{cls.__name__} redefines 'id': it is the envelope's id, a str that is unique by default; "
+        f"{name} redefines 'id': it is the envelope's id, a str that is unique by default; "
         "give a field of your own another name",
         event=cls,
         field="id",
