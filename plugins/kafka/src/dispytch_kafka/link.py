@@ -1,0 +1,134 @@
+"""Link: the client in use, and its replacement when it can't go on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+
+from dispytch import ConnectError, EmitRejected
+from dispytch_kafka.client import (
+    close_client,
+    hand_over,
+    is_started,
+    open_client,
+    start_client,
+)
+from dispytch_kafka.config import KafkaConnection
+from dispytch_kafka.errors import BACKEND, Fate, as_connect_error, fate_of
+
+__all__ = ["Link"]
+
+
+class Link:
+    """The `AIOKafkaProducer` in use.
+
+    Args:
+        connection: how to build one; None where the user gave one.
+        client: the user's own, or None.
+        owned: whether we start and stop the user's own; None: stop it if we started it.
+    """
+
+    def __init__(
+        self, connection: KafkaConnection | None, client: Any, *, owned: bool | None
+    ) -> None:
+        self._connection = connection
+        self._client = client
+        self._owned = owned
+        self._closes = True
+        self._replacing = asyncio.Lock()
+        self._retired: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect; see `KafkaProducer.start`."""
+        if self._connection is not None:
+            if self._client is None:
+                self._client = await open_client(self._connection)
+            return
+        running = is_started(self._client)
+        self._closes = not running if self._owned is None else self._owned
+        if running:
+            return
+        if self._owned is False:
+            raise ConnectError(
+                "this AIOKafkaProducer is yours to start (owned=False): await its start() first",
+                backend=BACKEND,
+                retriable=False,
+            )
+        try:
+            await start_client(self._client)
+        except KafkaError as error:
+            raise as_connect_error(error, "can't connect to Kafka") from error
+
+    async def stop(self) -> None:
+        """Close what is ours to close, within a few seconds whatever happens."""
+        client = self._client
+        if self._connection is not None:
+            self._client = None
+        retired = set(self._retired)
+        if client is not None and self._closes:
+            await close_client(client)
+        if retired:
+            await asyncio.wait(retired)
+
+    def running(self) -> Any:
+        """The client to send with.
+
+        Raises:
+            EmitRejected: there is none: not started, or stopped meanwhile.
+        """
+        if self._client is None:
+            raise EmitRejected("the Kafka producer is not started", retriable=True)
+        return self._client
+
+    async def deliver(
+        self, queue: Callable[[Any], Awaitable[asyncio.Future[Any]]], topic: str, deadline: float
+    ) -> Any:
+        """Hand something to the client and wait for the broker's answer.
+
+        What a client refuses because it can't go on was not stored: another one gets it.
+
+        Args:
+            queue: puts it into a client's queue; the future is the answer.
+            topic: for messages.
+            deadline: on the loop's clock; the wait for the answer itself is the caller's to bound.
+
+        Raises:
+            EmitRejected: it was not queued, or is not stored, and no client can do better.
+            KafkaError: it was queued, and met this; `errors` tells what that means.
+        """
+        while True:
+            client = self.running()
+            try:
+                queued = await hand_over(queue(client), topic, deadline)
+            except EmitRejected as rejection:
+                fate = fate_of(rejection.__cause__)
+                if fate not in {Fate.SPENT, Fate.BROKEN} or not self._connection:
+                    raise
+            else:
+                try:
+                    return await queued
+                except KafkaError as error:
+                    if fate_of(error) is not Fate.SPENT or not self._connection:
+                        raise
+            await hand_over(self._replace(client, self._connection), topic, deadline)
+
+    async def _replace(self, client: Any, connection: KafkaConnection) -> None:
+        """Put a new client in the place of one that can't go on, unless that has been done."""
+        async with self._replacing:
+            if self._client is client:
+                self._client = await self._successor(client, connection)
+
+    async def _successor(self, client: Any, connection: KafkaConnection) -> Any:
+        try:
+            successor = await open_client(connection)
+        except ConnectError as error:
+            raise EmitRejected(f"not stored, and {error}", retriable=error.retriable) from error
+        if self._client is not client:  # stopped while we were connecting
+            await close_client(successor)
+            return self._client
+        # What the old one still has under way for other partitions may end well.
+        retiring = asyncio.get_running_loop().create_task(close_client(client))
+        self._retired.add(retiring)
+        retiring.add_done_callback(self._retired.discard)
+        return successor
