@@ -38,8 +38,6 @@ __all__ = [
     "partition_for",
     "partitions_of",
     "ping",
-    "queue_alone",
-    "queue_batch",
     "queue_record",
     "start_client",
 ]
@@ -280,20 +278,6 @@ async def queue_record(client: Any, record: Record) -> asyncio.Future[Any]:
     queued: asyncio.Future[Any] = await client.send(
         record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
     )
-    return queued
-
-
-async def queue_alone(client: Any, record: Record) -> asyncio.Future[Any]:
-    """Queue a record as a batch of its own."""
-    builder = client.create_batch()
-    append(builder, record)
-    return await queue_batch(client, builder, record.topic, await partition_for(client, record))
-
-
-async def queue_batch(client: Any, builder: Any, topic: str, partition: int) -> asyncio.Future[Any]:
-    """Queue a batch as it is; waits for a place in the queue."""
-    builder.close()
-    queued: asyncio.Future[Any] = await client.send_batch(builder, topic, partition=partition)
     return queued
 
 

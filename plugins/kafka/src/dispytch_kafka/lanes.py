@@ -18,7 +18,6 @@ from dispytch_kafka.client import (
     not_handed_over,
     partition_for,
     partitions_of,
-    queue_batch,
 )
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.link import Link
@@ -164,7 +163,7 @@ class _Lane:
             if not append(builder, entry.record):
                 break
             self._group.append(entry)
-        return await queue_batch(client, builder, self._topic, self._partition)
+        return await self._link.queue_batch(client, builder, self._topic, self._partition)
 
     def _fail(self, error_of: Callable[[Outgoing], BaseException]) -> None:
         for entry in self._group or [self._waiting[0]]:

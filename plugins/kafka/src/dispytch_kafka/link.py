@@ -1,10 +1,15 @@
 """Link: the client in use, and its replacement when it can't go on."""
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    KafkaError,
+    KafkaTimeoutError,
+    ProducerClosed,
+)
 
 from dispytch import ConnectError, EmitRejected
 from dispytch_kafka.client import (
@@ -37,7 +42,10 @@ class Link:
         self._owned = owned
         self._closes = True
         self._replacing = asyncio.Lock()
-        self._retired: set[asyncio.Task[None]] = set()
+        self._users: Counter[Any] = Counter()  # how many deliveries each client has under way
+        self._replaced: set[Any] = set()  # clients that their last user is to close
+        self._closing: set[asyncio.Task[None]] = set()
+        self._turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def start(self) -> None:
         """Connect; see `KafkaProducer.start`."""
@@ -62,14 +70,13 @@ class Link:
 
     async def stop(self) -> None:
         """Close what is ours to close, within a few seconds whatever happens."""
-        client = self._client
+        clients = [*self._replaced]
+        if self._client is not None and self._closes:
+            clients.append(self._client)
         if self._connection is not None:
             self._client = None
-        retired = set(self._retired)
-        if client is not None and self._closes:
-            await close_client(client)
-        if retired:
-            await asyncio.wait(retired)
+        self._replaced.clear()
+        await asyncio.gather(*self._closing, *map(close_client, clients))
 
     def running(self) -> Any:
         """The client to send with.
@@ -99,36 +106,68 @@ class Link:
         """
         while True:
             client = self.running()
+            self._users[client] += 1
             try:
                 queued = await hand_over(queue(client), topic, deadline)
+                return await queued
             except EmitRejected as rejection:
-                fate = fate_of(rejection.__cause__)
-                if fate not in {Fate.SPENT, Fate.BROKEN} or not self._connection:
+                cause = rejection.__cause__
+                if isinstance(cause, KafkaTimeoutError):  # its queue is full: that is ours to wait
+                    continue
+                if fate_of(cause) not in {Fate.SPENT, Fate.BROKEN} or self._connection is None:
                     raise
-            else:
-                try:
-                    return await queued
-                except KafkaError as error:
-                    if fate_of(error) is not Fate.SPENT or not self._connection:
-                        raise
-            await hand_over(self._replace(client, self._connection), topic, deadline)
+                await hand_over(self._replace(client, self._connection), topic, deadline)
+            except KafkaError as error:
+                if fate_of(error) is not Fate.SPENT or self._connection is None:
+                    raise
+                await hand_over(self._replace(client, self._connection), topic, deadline)
+            finally:
+                self._leave(client)
+
+    async def queue_batch(
+        self, client: Any, builder: Any, topic: str, partition: int
+    ) -> asyncio.Future[Any]:
+        """Queue a batch as it is, in turn: aiokafka lets those who wait for a place starve.
+
+        Raises:
+            ProducerClosed: while it waited, the client was replaced.
+        """
+        builder.close()
+        async with self._turns[topic, partition]:
+            if client is not self._client:
+                raise ProducerClosed
+            queued: asyncio.Future[Any] = await client.send_batch(
+                builder, topic, partition=partition
+            )
+            return queued
 
     async def _replace(self, client: Any, connection: KafkaConnection) -> None:
         """Put a new client in the place of one that can't go on, unless that has been done."""
         async with self._replacing:
+            if self._client is not client:
+                return
+            try:
+                successor = await open_client(connection)
+            except ConnectError as error:
+                raise EmitRejected(f"not stored, and {error}", retriable=error.retriable) from error
             if self._client is client:
-                self._client = await self._successor(client, connection)
+                self._client = successor
+                self._replaced.add(client)
+            else:  # stopped meanwhile
+                await close_client(successor)
 
-    async def _successor(self, client: Any, connection: KafkaConnection) -> Any:
-        try:
-            successor = await open_client(connection)
-        except ConnectError as error:
-            raise EmitRejected(f"not stored, and {error}", retriable=error.retriable) from error
-        if self._client is not client:  # stopped while we were connecting
-            await close_client(successor)
-            return self._client
-        # What the old one still has under way for other partitions may end well.
-        retiring = asyncio.get_running_loop().create_task(close_client(client))
-        self._retired.add(retiring)
-        retiring.add_done_callback(self._retired.discard)
-        return successor
+    def _leave(self, client: Any) -> None:
+        """Close a replaced client after its last user.
+
+        Until then it stays open: what it has under way for other partitions may end well, and what
+        waits for a place in the queue of a stopped client waits for ever.
+        """
+        self._users[client] -= 1
+        if self._users[client]:
+            return
+        del self._users[client]
+        if client in self._replaced:
+            self._replaced.discard(client)
+            closing = asyncio.get_running_loop().create_task(close_client(client))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)

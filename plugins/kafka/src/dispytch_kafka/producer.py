@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
@@ -11,12 +11,12 @@ from pydantic import BaseModel
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer, ProducerTimeout
 from dispytch.producer import Details, Outcome
-from dispytch_kafka.client import STOP_GRACE, ping, queue_alone, queue_record
+from dispytch_kafka.client import STOP_GRACE, append, partition_for, ping, queue_record
 from dispytch_kafka.config import KafkaConnection, KafkaEventConfig
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
 from dispytch_kafka.link import Link
-from dispytch_kafka.record import details_of, effective_key, record_of
+from dispytch_kafka.record import Record, details_of, effective_key, record_of
 
 __all__ = ["KafkaProducer"]
 
@@ -132,10 +132,17 @@ class KafkaProducer(Producer):
             except KafkaError as error:
                 if fate_of(error) is not Fate.RECORD:
                     raise
-                stored = await deliver(partial(queue_alone, record=record), topic, deadline)
+                stored = await deliver(partial(self._queue_alone, record=record), topic, deadline)
         except KafkaError as error:
             raise outcome_of(error, topic) from error
         return details_of(stored, record)
+
+    async def _queue_alone(self, client: Any, record: Record) -> asyncio.Future[Any]:
+        """Queue a record as a batch of its own."""
+        partition = await partition_for(client, record)
+        builder = client.create_batch()
+        append(builder, record)
+        return await self._link.queue_batch(client, builder, record.topic, partition)
 
     async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
         """Send a batch: partitions side by side, each in order, in batches as large as may be.
