@@ -2,14 +2,14 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from dispytch import EmitRejected, Outgoing
+from dispytch import EmitError, EmitRejected, Outgoing
 from dispytch.producer import Outcome, not_sent, past_deadline
 from dispytch_kafka.client import (
     HANDOVER_MARGIN,
@@ -36,15 +36,16 @@ class _Entry:
 
 
 class _Results:
-    """The outcomes so far, and the keys that had a failure."""
+    """The outcomes so far, and where in the batch each key had its first failure."""
 
     def __init__(self) -> None:
         self.outcomes: dict[int, Outcome] = {}
-        self._failed: set[Hashable] = set()
+        self._failed: dict[bytes, int] = {}
 
     def holds_back(self, entry: _Entry) -> bool:
-        """Whether its key had a failure; that is then the event's outcome."""
-        if entry.record.key not in self._failed:
+        """Whether an earlier event of its key failed; that is then the event's outcome."""
+        key = entry.record.key
+        if key is None or self._failed.get(key, entry.index) >= entry.index:
             return False
         self.outcomes[entry.index] = not_sent(entry.out)
         return True
@@ -53,7 +54,8 @@ class _Results:
         """Keep an event's error; later events of its key will be held back."""
         self.outcomes[entry.index] = error
         if entry.record.key is not None:
-            self._failed.add(entry.record.key)
+            first = self._failed.get(entry.record.key, entry.index)
+            self._failed[entry.record.key] = min(first, entry.index)
 
 
 async def send_lanes(link: Link, batch: Sequence[Outgoing]) -> list[Outcome]:
@@ -140,9 +142,9 @@ class _Lane:
             if not scope.expired():
                 raise
             self._fail(past_deadline)
-        except EmitRejected as error:
-            text, retriable = str(error), error.retriable
-            self._fail(lambda _: EmitRejected(text, retriable=retriable))
+        except EmitError as error:
+            told = error  # one error per event: each will name its own
+            self._fail(lambda _: type(told)(str(told), retriable=told.retriable))
         except KafkaError as error:
             if fate_of(error) is Fate.RECORD and len(self._group) > 1:
                 self._alone = len(self._group)

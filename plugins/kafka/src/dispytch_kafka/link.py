@@ -11,7 +11,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     ProducerClosed,
 )
 
-from dispytch import ConnectError, EmitRejected
+from dispytch import ConnectError, EmitRejected, EmitUnknown
 from dispytch_kafka.client import (
     close_client,
     hand_over,
@@ -102,6 +102,7 @@ class Link:
 
         Raises:
             EmitRejected: it was not queued, or is not stored, and no client can do better.
+            EmitUnknown: the user's client asks for no confirmation.
             KafkaError: it was queued, and met this; `errors` tells what that means.
         """
         while True:
@@ -109,7 +110,7 @@ class Link:
             self._users[client] += 1
             try:
                 queued = await hand_over(queue(client), topic, deadline)
-                return await queued
+                return _confirmed(await queued)
             except EmitRejected as rejection:
                 cause = rejection.__cause__
                 if isinstance(cause, KafkaTimeoutError):  # its queue is full: that is ours to wait
@@ -171,3 +172,9 @@ class Link:
             closing = asyncio.get_running_loop().create_task(close_client(client))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+
+def _confirmed(stored: Any) -> Any:
+    if stored is None:
+        raise EmitUnknown("sent, but a client with acks=0 never learns what became of it")
+    return stored

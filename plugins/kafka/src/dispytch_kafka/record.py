@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from dispytch import EmitRejected, EmitUnknown, Outgoing
+from dispytch import EmitRejected, Outgoing
 from dispytch.template import key_text
 
 __all__ = ["Record", "check_topic", "details_of", "effective_key", "encode_key", "record_of"]
@@ -88,12 +88,7 @@ def details_of(stored: Any, record: Record, position: int | None = None) -> dict
         stored: the client's metadata: of the record, or of the batch it was in.
         record: the record.
         position: its place in the batch; None where the metadata are its own.
-
-    Raises:
-        EmitUnknown: it told nothing, as with acks=0.
     """
-    if stored is None:
-        raise EmitUnknown("sent, but this AIOKafkaProducer's acks=0 asks for no confirmation")
     offset = stored.offset + (position or 0)
     by_broker = stored.timestamp_type == 1
     return {
