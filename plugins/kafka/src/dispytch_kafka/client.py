@@ -1,0 +1,326 @@
+"""What is needed of aiokafka beyond sending: opening, closing for sure, partitions.
+
+The only module that reaches behind aiokafka's public surface, and only where that leaves no way.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
+from aiokafka.errors import (  # type: ignore[import-untyped]
+    IllegalOperation,
+    KafkaConnectionError,
+    KafkaError,
+    ProducerClosed,
+    UnknownError,
+    kafka_errors,
+)
+
+from dispytch import EmitRejected
+from dispytch_kafka.config import KafkaConnection
+from dispytch_kafka.errors import as_connect_error, as_rejected
+from dispytch_kafka.record import Record, check_topic
+
+__all__ = [
+    "HANDOVER_MARGIN",
+    "STOP_GRACE",
+    "append",
+    "check_size",
+    "close_client",
+    "hand_over",
+    "is_started",
+    "not_handed_over",
+    "open_client",
+    "partition_for",
+    "partitions_of",
+    "ping",
+    "queue_record",
+    "start_client",
+]
+
+logger = logging.getLogger("dispytch")
+
+T = TypeVar("T")
+
+STOP_GRACE = 5.0
+"""Seconds that a client gets to send what it holds and to say goodbye."""
+
+HANDOVER_MARGIN = 0.05
+"""Seconds before an event's deadline when the attempt to hand it to the client ends: what was not
+handed over is certainly not stored, and there must be time left to say so."""
+
+_CREATION = 1.2
+"""Seconds that brokers get to create a topic on demand: asking for it starts that, and until it
+is done the answer is the same as where nothing creates it."""
+
+_RECORD_OVERHEAD = 82  # header of a batch of one, and the largest lengths a record can need
+
+
+class InvalidRecord(UnknownError):  # type: ignore[misc]  # noqa: N818 - the broker's own name
+    """Error 87: refused for a record, for example one without a key for a compacted topic."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "The broker failed to validate a record of the batch"
+
+
+class UnsupportedCompressionType(UnknownError):  # type: ignore[misc]  # noqa: N818 - the broker's own name
+    """Error 76: the broker does not know how a batch is compressed."""
+
+    errno = 76
+    message = "UNSUPPORTED_COMPRESSION_TYPE"
+    description = "The broker does not support the compression of the batch"
+
+
+# aiokafka reports the codes it does not know as UnknownError, which may mean anything.
+for _error in (InvalidRecord, UnsupportedCompressionType):
+    kafka_errors.setdefault(_error.errno, _error)
+
+
+class _NoCredentials(logging.Filter):
+    """aiokafka logs who logged in and, for debugging, the bytes of every request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is free of credentials."""
+        values = record.args if isinstance(record.args, tuple) else (record.args,)
+        return not record.msg.startswith("Authenticated as") and not any(
+            "Sasl" in type(value).__name__ for value in values
+        )
+
+
+logging.getLogger("aiokafka.conn").addFilter(_NoCredentials())
+
+
+async def open_client(connection: KafkaConnection) -> Any:
+    """A started `AIOKafkaProducer`, or nothing left behind.
+
+    Raises:
+        ConnectError: no broker can be reached, or they refuse us.
+    """
+    settings = connection.producer_settings()
+    client = AIOKafkaProducer(**settings)
+    try:
+        await start_client(client)
+    except KafkaConnectionError as error:
+        await close_client(client, grace=0.5)
+        reason = await _reason(settings, error)
+        raise as_connect_error(reason, "can't connect to Kafka") from reason
+    except BaseException:  # at a deadline too: there is no time for a farewell
+        await close_client(client, grace=0.5)
+        raise
+    return client
+
+
+async def start_client(client: Any) -> None:
+    """Start a client.
+
+    Raises:
+        ConnectError: the brokers refuse us.
+        KafkaConnectionError: no broker can be reached.
+    """
+    try:
+        await client.start()
+    except KafkaConnectionError:
+        raise
+    except (KafkaError, OSError) as error:
+        raise as_connect_error(error, "can't connect to Kafka") from error
+
+
+async def _reason(settings: dict[str, Any], failure: BaseException) -> BaseException:
+    """Why bootstrapping failed: aiokafka only logs it, so one more try tells."""
+    names = ("client_id", "request_timeout_ms", "ssl_context", "security_protocol")
+    login = {name: value for name, value in settings.items() if name.startswith("sasl_")}
+    how = {name: settings[name] for name in names} | login
+    for host, port, _ in collect_hosts(settings["bootstrap_servers"]):
+        try:
+            connection = await create_conn(host, port, **how)
+        except (KafkaError, OSError) as error:  # a TimeoutError is an OSError
+            return error
+        connection.close()
+    return failure
+
+
+def is_started(client: Any) -> bool:
+    """Whether somebody has started this client: then it knows brokers."""
+    return bool(client.client.cluster.brokers())
+
+
+async def close_client(client: Any, grace: float = STOP_GRACE) -> None:
+    """Stop a client within `grace` seconds and a little, whatever state it and the brokers are in.
+
+    What it still holds is sent if the brokers take it, and dropped otherwise.
+    """
+    stopping = asyncio.ensure_future(client.stop())
+    try:
+        await asyncio.wait({stopping}, timeout=grace)
+    finally:
+        # With the brokers gone `stop` waits for them, or is cancelled from within.
+        if not stopping.done() or stopping.cancelled() or stopping.exception() is not None:
+            logger.warning("kafka: brokers don't answer; the client is dropped with what it holds")
+            await _abandon(client, stopping)
+
+
+async def _abandon(client: Any, stopping: asyncio.Task[None]) -> None:
+    """End what a `stop` left: tasks, connections, and futures that somebody may wait for.
+
+    The client keeps no list of its tasks; they are found by whose methods they run. One that is
+    cancelled may wait for another that is not yet, so that is repeated.
+    """
+    parts = (client, client.client, client._sender, client._message_accumulator)
+    for _ in range(10):
+        tasks = [task for task in asyncio.all_tasks() if _runs_method_of(task, parts)]
+        tasks += [] if stopping.done() else [stopping]
+        if not tasks:
+            break
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=0.1)
+    _fail_pending(client._message_accumulator)
+    with contextlib.suppress(KafkaError, OSError):
+        await asyncio.wait_for(client.client.close(), timeout=0.5)
+
+
+def _fail_pending(accumulator: Any) -> None:
+    """Tell those who wait for a batch that nobody will."""
+    batches = [batch for queue in accumulator._batches.values() for batch in queue]
+    batches += accumulator._pending_batches
+    accumulator.fail_all(ProducerClosed())
+    for batch in batches:
+        for future in (batch.future, batch._drain_waiter):
+            if future.done() and not future.cancelled():
+                future.exception()  # seen: nobody may be waiting
+
+
+def _runs_method_of(task: asyncio.Task[Any], parts: tuple[Any, ...]) -> bool:
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    owner = frame.f_locals.get("self") if frame is not None else None
+    sender = getattr(owner, "_sender", None)  # of the objects that handle one request each
+    return any(owner is part or sender is part for part in parts if part is not None)
+
+
+async def partitions_of(client: Any, topic: str) -> set[int]:
+    """The numbers of a topic's partitions, asked for where they are not known yet.
+
+    Raises:
+        EmitRejected: the name is not legal, there is no such topic, or we may not know of it.
+    """
+    cluster = client.client.cluster
+    known: set[int] | None = cluster.partitions_for_topic(topic)
+    if known:
+        return known
+    check_topic(topic)
+    client.client.add_topic(topic)
+    clock = asyncio.get_running_loop().time
+    first_answer = None
+    while True:
+        answered = await client.client.force_metadata_update()
+        known = cluster.partitions_for_topic(topic)
+        if known:
+            return known
+        if topic in cluster.unauthorized_topics:
+            raise EmitRejected(f"not authorised for topic {topic!r}")
+        if answered:
+            first_answer = first_answer or clock()
+            if clock() - first_answer > _CREATION:
+                raise EmitRejected(
+                    f"no topic {topic!r}: create it, or let the brokers do so "
+                    "(auto.create.topics.enable)",
+                    retriable=True,
+                )
+        await asyncio.sleep(0.1)
+
+
+async def partition_for(client: Any, record: Record) -> int:
+    """The partition a record goes to: its own, or by the client's partitioner.
+
+    Raises:
+        EmitRejected: there is no such topic or partition.
+    """
+    partitions = await partitions_of(client, record.topic)
+    if record.partition is None:
+        available = client.client.cluster.available_partitions_for_topic(record.topic)
+        chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
+        return chosen
+    if record.partition not in partitions:
+        await client.client.force_metadata_update()  # it may be newer than what we know
+        partitions = await partitions_of(client, record.topic)
+        if record.partition not in partitions:
+            raise EmitRejected(
+                f"topic {record.topic!r} has no partition {record.partition}, only 0 to "
+                f"{max(partitions)}"
+            )
+    return record.partition
+
+
+def check_size(client: Any, record: Record) -> None:
+    """Refuse what can't fit into a request.
+
+    Raises:
+        EmitRejected: the record alone is larger than a request may be.
+    """
+    size = _RECORD_OVERHEAD + len(record.value) + len(record.key or b"")
+    size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
+    limit: int = client._max_request_size
+    if size > limit:
+        raise EmitRejected(
+            f"too large: the event needs {size} bytes, a request may have {limit} "
+            "(max_request_bytes)"
+        )
+
+
+async def queue_record(client: Any, record: Record) -> asyncio.Future[Any]:
+    """Queue a record, to share a batch with others; waits while the queue is full."""
+    partition = await partition_for(client, record)
+    queued: asyncio.Future[Any] = await client.send(
+        record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
+    )
+    return queued
+
+
+def append(builder: Any, record: Record) -> bool:
+    """Add a record to a batch, if it fits; the first one always does."""
+    added = builder.append(
+        timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=record.headers
+    )
+    return added is not None
+
+
+async def hand_over(handing: Awaitable[T], topic: str, deadline: float) -> T:
+    """Await what hands an event to the client, until shortly before the deadline.
+
+    Raises:
+        EmitRejected: it was not handed over and never will be; the client's error is its cause.
+    """
+    scope = asyncio.timeout_at(deadline - HANDOVER_MARGIN)
+    try:
+        async with scope:
+            return await handing
+    except (KafkaError, IllegalOperation) as error:
+        raise as_rejected(error, topic) from error
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise not_handed_over(topic) from error
+
+
+def not_handed_over(topic: str) -> EmitRejected:
+    """The outcome of an event that was still ours at its deadline."""
+    return EmitRejected(
+        f"not sent to {topic!r} before the deadline: the brokers don't answer, or what they "
+        "have not confirmed yet fills the client's queue",
+        retriable=True,
+    )
+
+
+async def ping(client: Any) -> None:
+    """Ask any broker for the cluster's layout.
+
+    Raises:
+        ConnectError: none answers.
+    """
+    if not await client.client.force_metadata_update():
+        raise as_connect_error(KafkaConnectionError("no broker answers"), "no sign of life")
