@@ -1,0 +1,188 @@
+"""Publisher: publishes on shared channels so that one bad message fails alone.
+
+A broker answers some mistakes by closing the channel: all that was in flight on it then has no
+known outcome, and what was refused can't be told from what was stored. So whatever was never seen
+to be allowed (an exchange, a larger body, a user id) goes out first on a channel of its own, where
+a closed channel is certainly this message's own refusal.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeAlias
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+
+from dispytch import EmitRejected
+from dispytch_rabbitmq.errors import (
+    CLIENT_ERRORS,
+    Meaning,
+    describe,
+    emit_error,
+    meaning,
+    unroutable,
+)
+from dispytch_rabbitmq.link import open_channel
+from dispytch_rabbitmq.properties import Message
+
+__all__ = ["GetChannel", "Publisher"]
+
+GetChannel: TypeAlias = Callable[[], Awaitable[AbstractChannel]]
+"""Waits for a channel that is open."""
+
+_MAX_PROVEN = 10_000
+_CLOSE_TIMEOUT = 5.0
+
+
+class Publisher:
+    """Publishes messages and waits for their confirmations.
+
+    Args:
+        login: the user's name, or "" if it is not known.
+    """
+
+    def __init__(self, login: str) -> None:
+        self._login = login
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._by_id: dict[str, asyncio.Task[Any]] = {}
+        self._alone = asyncio.Lock()
+        self._proven: set[Hashable] = set()
+        self._largest = -1
+        self._guarded: set[str] = set()  # exchanges that refuse some routing keys
+
+    async def publish(self, message: Message, channel_of: GetChannel) -> None:
+        """Publish one message; returns when the broker has it.
+
+        Raises:
+            EmitRejected: it certainly is not stored.
+            EmitUnknown: it may be.
+        """
+        if not self._is_proven(message):
+            async with self._alone:
+                if not self._is_proven(message):
+                    channel = await self._own_channel(message, await channel_of())
+                    await self._publish(message, channel, alone=True)
+                    return
+        while True:
+            channel = await channel_of()
+            self._check_size(message, channel)
+            earlier = self._by_id.get(message.id)
+            if earlier is None:
+                break
+            await asyncio.wait((earlier,))  # a returned message is told by its id alone
+        await self._publish(message, channel, alone=False)
+
+    async def drain(self) -> None:
+        """Wait until every message has its outcome."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def cancel(self, timeout: float) -> None:
+        """Stop waiting for outcomes."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+
+    # One message
+
+    async def _publish(self, message: Message, channel: AbstractChannel, *, alone: bool) -> None:
+        """Publish in a task: cancelled half-way, the client could mix up its confirmations."""
+        task = asyncio.create_task(_confirmed(message, channel))
+        self._tasks.add(task)
+        if alone:
+            task.add_done_callback(lambda _: self._close(channel))
+        else:
+            self._by_id[message.id] = task
+        task.add_done_callback(lambda done: self._forget(message, done))
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            if not message.properties.written:
+                task.cancel()
+            raise
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._learn(message, error, alone=alone)
+        if error is not None:
+            raise self._outcome(message, error, alone=alone)
+        if isinstance(returned := task.result(), DeliveredMessage):  # without on_return_raises
+            raise unroutable(returned)
+
+    def _outcome(self, message: Message, error: BaseException, *, alone: bool) -> BaseException:
+        if not message.properties.written and meaning(error) is not None:
+            return EmitRejected(
+                f"not sent: {describe(error, self._login)}",
+                retriable=meaning(error) is not Meaning.INVALID,
+            )
+        return emit_error(error, alone=alone, login=self._login)
+
+    def _forget(self, message: Message, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if self._by_id.get(message.id) is task:
+            del self._by_id[message.id]
+        if not task.cancelled():
+            task.exception()  # it has been seen, also where its caller has gone
+
+    # Channels of their own
+
+    async def _own_channel(self, message: Message, shared: AbstractChannel) -> AbstractChannel:
+        self._check_size(message, shared)
+        try:
+            return await open_channel(shared.connection)
+        except CLIENT_ERRORS as error:
+            told = describe(error, self._login)
+        raise EmitRejected(f"not sent: no channel: {told}", retriable=True)
+
+    def _close(self, channel: AbstractChannel) -> None:
+        task = asyncio.ensure_future(_closed(channel))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _check_size(self, message: Message, channel: AbstractChannel) -> None:
+        """Headers travel in one frame; the broker ends the connection where it is too large."""
+        allowed = channel.connection.connection_tune.frame_max - 4096  # other properties: < 3 KiB
+        if message.header_size > allowed:
+            raise EmitRejected(
+                f"headers: {message.header_size} bytes, but {allowed} fit into a frame here"
+            )
+
+    # What is known to be allowed
+
+    def _claims(self, message: Message) -> tuple[Hashable, ...]:
+        guarded = message.exchange in self._guarded
+        where = (message.exchange, message.routing_key) if guarded else message.exchange
+        user = message.properties.user_id
+        return (where,) if user is None else (where, ("user", user))
+
+    def _is_proven(self, message: Message) -> bool:
+        return len(message.body) <= self._largest and self._proven.issuperset(self._claims(message))
+
+    def _learn(self, message: Message, error: BaseException | None, *, alone: bool) -> None:
+        if error is None or meaning(error) is Meaning.REFUSED:
+            if len(self._proven) > _MAX_PROVEN:
+                self._proven.clear()
+            self._proven.update(self._claims(message))
+            self._largest = max(self._largest, len(message.body))
+        elif meaning(error) is Meaning.CHANNEL_REFUSED:
+            if "access to topic" in str(error):
+                self._guarded.add(message.exchange)
+            if not alone:  # what was allowed no longer is
+                self._proven.clear()
+                self._largest = -1
+
+
+async def _confirmed(message: Message, channel: AbstractChannel) -> Any:
+    await channel.connection.ready()  # not while the broker blocks us
+    return await channel.basic_publish(
+        message.body,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        properties=message.properties,
+        mandatory=message.mandatory,
+    )
+
+
+async def _closed(channel: AbstractChannel) -> None:
+    with contextlib.suppress(*CLIENT_ERRORS):  # closed with its connection, or by the broker
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await channel.close()
