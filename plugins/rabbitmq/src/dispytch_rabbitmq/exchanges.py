@@ -6,7 +6,7 @@ from aio_pika.abc import AbstractRobustChannel
 from aio_pika.exchange import Exchange
 from aiormq.abc import AbstractChannel
 
-from dispytch import ConfigError, EmitRejected
+from dispytch import ConfigError, ConnectError, EmitRejected
 from dispytch_rabbitmq.errors import CLIENT_ERRORS
 
 __all__ = ["Exchanges"]
@@ -45,7 +45,10 @@ class Exchanges:
             ConnectError: one is not.
         """
         for name in self._by_name:
-            channel = await self.channel(name)
+            try:
+                channel = await self.channel(name)
+            except EmitRejected as error:
+                raise ConnectError(str(error), backend="rabbitmq", retriable=False) from error
             url = channel.connection.url
             by_password = url.query.get("auth", "plain").lower() != "external"
             self._login = (url.user or "guest") if by_password else ""
@@ -73,12 +76,13 @@ class Exchanges:
             raise EmitRejected(f"this producer has no exchange {name!r}; it has {known}")
         return name
 
-    async def channel(self, exchange: str) -> AbstractChannel:
-        """The channel of an exchange; a robust one is waited for while it reconnects.
+    async def channel(self, exchange: str | None = None) -> AbstractChannel:
+        """The channel of an exchange, or of any; a robust one is waited for while it reconnects.
 
         Raises:
             EmitRejected: it is closed, and nobody will open it again.
         """
+        exchange = next(iter(self._by_name)) if exchange is None else exchange
         outer = self._by_name[exchange].channel
         if isinstance(outer, AbstractRobustChannel):
             await outer.ready()

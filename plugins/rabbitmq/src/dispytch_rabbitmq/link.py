@@ -1,7 +1,6 @@
 """Link: one connection to the broker and one channel on it, renewed whenever they end."""
 
 import asyncio
-import contextlib
 import logging
 import random
 import ssl
@@ -12,7 +11,7 @@ import aiormq
 from aiormq.abc import AbstractChannel
 from aiormq.connection import TransportFactory
 
-from dispytch import ConnectError
+from dispytch import ConnectError, EmitRejected
 from dispytch_rabbitmq.config import RabbitMQConnection
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, connect_problem, describe
 
@@ -77,8 +76,9 @@ class Link:
         if self._settings.scheme == "amqps":
             self._context = await asyncio.to_thread(_tls_context, self._settings)
         await self._connect()
-        await self._check_exchange()
-        await self._renew_channel()
+        if problem := await self._exchange_problem() or await self._new_channel():
+            await self._drop()
+            raise ConnectError(f"rabbitmq: {problem}", backend="rabbitmq", retriable=False)
         self._keeper = asyncio.create_task(self._keep(), name="dispytch-rabbitmq")
 
     @property
@@ -90,20 +90,28 @@ class Link:
         """The exchange for an event whose config names this one, or none."""
         return self._settings.exchange if name is None else name
 
-    async def channel(self, exchange: str) -> AbstractChannel:
-        """The channel for publishing; waits for as long as there is none."""
+    async def channel(self, exchange: str | None = None) -> AbstractChannel:
+        """The channel for publishing, one for all exchanges; waits for as long as there is none.
+
+        Raises:
+            EmitRejected: the link was closed.
+        """
         while self._channel is None or self._channel.is_closed:
+            if self._keeper is None:
+                raise EmitRejected("not sent: the producer was stopped")
             self._usable.clear()
             await self._usable.wait()
         return self._channel
 
     async def close(self) -> None:
         """Close both; returns within a few seconds, whatever the broker does."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait((self._keeper,), timeout=_CLOSE_TIMEOUT)
-            self._keeper = None
-        await self._drop()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait((keeper,), timeout=_CLOSE_TIMEOUT)
+        await self._drop(grace=_CLOSE_TIMEOUT)
+        self._channel = None
+        self._usable.set()
 
     # Keeping
 
@@ -112,48 +120,43 @@ class Link:
             if self._channel is not None:
                 await _ended(self._channel)
             try:
-                if self._connection is None or self._connection.is_closed:
-                    await self._reconnect()
-                await self._renew_channel()
+                await self._renew()
             except ConnectError as error:
                 logger.warning("%s; trying again", error)
-                await asyncio.sleep(self._settings.reconnect_interval * random.uniform(0.75, 1.25))  # noqa: S311
+                pause = self._settings.reconnect_interval
+                await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
-    async def _reconnect(self) -> None:
+    async def _renew(self) -> None:
+        """Open a channel again, on a new connection where the old one gives none."""
+        alive = self._connection is not None and not self._connection.is_closed
+        if alive and await self._new_channel() is None:
+            return
         self._channel = None
-        logger.warning("rabbitmq: connection lost; reconnecting")
         await self._drop()
         await self._connect()
-        with contextlib.suppress(ConnectError):  # events to it will tell; others must go on
-            await self._check_exchange()
+        if problem := await self._exchange_problem():
+            logger.warning("rabbitmq: %s", problem)  # its events will be rejected, others not
+        if problem := await self._new_channel():
+            raise ConnectError(f"rabbitmq: {problem}", backend="rabbitmq")
         logger.warning("rabbitmq: connected again")
 
-    async def _renew_channel(self) -> None:
-        """Open a channel; where a live connection gives none, it counts as lost."""
-        connection = self._connected()
+    async def _new_channel(self) -> str | None:
+        """Open the channel for publishing; None, or what went wrong."""
         try:
-            self._channel = await open_channel(connection)
+            self._channel = await open_channel(self._connection)
         except CLIENT_ERRORS as error:
-            told = describe(error, self._settings.login)
-            self._channel = None
-            await self._drop()
-        else:
-            self._usable.set()
-            return
-        raise ConnectError(f"rabbitmq: no channel: {told}", backend="rabbitmq")
+            return f"no channel: {describe(error, self.login)}"
+        self._usable.set()
+        return None
 
-    def _connected(self) -> aiormq.Connection:
-        if self._connection is None:
-            raise ConnectError("rabbitmq: not connected", backend="rabbitmq")
-        return self._connection
-
-    async def _drop(self) -> None:
-        """Close the connection, by force where the broker does not take part."""
+    async def _drop(self, grace: float = 0.0) -> None:
+        """Close the connection, after `grace` seconds by force."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
         closing = asyncio.ensure_future(connection.close())
-        await asyncio.wait((closing,), timeout=_CLOSE_TIMEOUT)
+        if grace:
+            await asyncio.wait((closing,), timeout=grace)
         self._transport.abort()
         await asyncio.wait((closing,), timeout=_CLOSE_TIMEOUT)
         closing.cancel()
@@ -197,24 +200,21 @@ class Link:
         self._connection, self._transport = connection, transport
         return None
 
-    async def _check_exchange(self) -> None:
-        """Make sure that the connection's exchange exists, each try on a channel of its own."""
+    async def _exchange_problem(self) -> str | None:
+        """Make sure that the connection's exchange exists; None, or why it does not."""
         name = self._settings.exchange
         if not name:
-            return
+            return None
         problem = await self._try_declare(passive=True)
         if problem is not None and self._settings.declare:
             problem = await self._try_declare(passive=False)
-        if problem is not None:
-            await self._drop()
-            raise ConnectError(
-                f"rabbitmq: exchange {name!r}: {problem}", backend="rabbitmq", retriable=False
-            )
+        return problem and f"exchange {name!r}: {problem}"
 
     async def _try_declare(self, *, passive: bool) -> str | None:
+        """Declare the exchange on a channel of its own, which a refusal closes."""
         settings = self._settings
         try:
-            channel = await open_channel(self._connected())
+            channel = await open_channel(self._connection)
             await channel.exchange_declare(
                 settings.exchange,
                 exchange_type=settings.exchange_type,
@@ -224,7 +224,7 @@ class Link:
             )
             await channel.close()
         except CLIENT_ERRORS as error:
-            return describe(error, settings.login)
+            return describe(error, self.login)
         return None
 
 

@@ -17,7 +17,7 @@ from dispytch_rabbitmq.publisher import Publisher
 
 __all__ = ["RabbitMQProducer"]
 
-_CANCEL_TIMEOUT = 1.0
+_CLOSE_TIMEOUT = 1.0
 
 
 class Source(Protocol):
@@ -38,8 +38,8 @@ class Source(Protocol):
         """The exchange for an event whose config names this one, or none."""
         ...
 
-    async def channel(self, exchange: str) -> AbstractChannel:
-        """An open channel to publish to this exchange; waits for as long as there is none."""
+    async def channel(self, exchange: str | None = None) -> AbstractChannel:
+        """An open channel for this exchange, or for any; waits for as long as there is none."""
         ...
 
 
@@ -94,7 +94,7 @@ class RabbitMQProducer(Producer):
         publisher, self._publisher = self._publisher, None
         try:
             if publisher is not None:
-                await publisher.cancel(_CANCEL_TIMEOUT)
+                await publisher.close(_CLOSE_TIMEOUT)
         finally:
             await self._source.close()
 
@@ -110,9 +110,10 @@ class RabbitMQProducer(Producer):
             ConnectError: the broker does not take part.
         """
         try:
-            shared = await self._source.channel(self._source.choose(None))
-            channel = await open_channel(shared.connection)
+            channel = await open_channel((await self._source.channel()).connection)
             await channel.close()
+        except EmitRejected as error:
+            told = str(error)
         except CLIENT_ERRORS as error:
             told = describe(error, self._source.login)
         else:

@@ -17,7 +17,6 @@ from dispytch import EmitRejected
 from dispytch_rabbitmq.errors import (
     CLIENT_ERRORS,
     Meaning,
-    describe,
     emit_error,
     meaning,
     unroutable,
@@ -31,6 +30,7 @@ GetChannel: TypeAlias = Callable[[], Awaitable[AbstractChannel]]
 """Waits for a channel that is open."""
 
 _MAX_PROVEN = 10_000
+_PAUSE = 0.02
 _CLOSE_TIMEOUT = 5.0
 
 
@@ -46,6 +46,8 @@ class Publisher:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._by_id: dict[str, asyncio.Task[Any]] = {}
         self._alone = asyncio.Lock()
+        self._pending, self._idle, self._closed = 0, asyncio.Event(), False
+        self._idle.set()
         self._proven: set[Hashable] = set()
         self._largest = -1
         self._guarded: set[str] = set()  # exchanges that refuse some routing keys
@@ -53,32 +55,34 @@ class Publisher:
     async def publish(self, message: Message, channel_of: GetChannel) -> None:
         """Publish one message; returns when the broker has it.
 
+        What was not yet written when its connection ended waits for the next one: until its
+        deadline, at which the emitter cancels it.
+
         Raises:
             EmitRejected: it certainly is not stored.
             EmitUnknown: it may be.
         """
-        if not self._is_proven(message):
-            async with self._alone:
-                if not self._is_proven(message):
-                    channel = await self._own_channel(message, await channel_of())
-                    await self._publish(message, channel, alone=True)
+        self._pending += 1
+        self._idle.clear()
+        try:
+            while True:
+                if self._closed:
+                    raise EmitRejected("not sent: the producer was stopped")
+                if await self._attempt(message, channel_of):
                     return
-        while True:
-            channel = await channel_of()
-            self._check_size(message, channel)
-            earlier = self._by_id.get(message.id)
-            if earlier is None:
-                break
-            await asyncio.wait((earlier,))  # a returned message is told by its id alone
-        await self._publish(message, channel, alone=False)
+                await asyncio.sleep(_PAUSE)
+        finally:
+            self._pending -= 1
+            if not self._pending:
+                self._idle.set()
 
     async def drain(self) -> None:
         """Wait until every message has its outcome."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._idle.wait()
 
-    async def cancel(self, timeout: float) -> None:
-        """Stop waiting for outcomes."""
+    async def close(self, timeout: float) -> None:
+        """Refuse further messages, and give up what has no outcome yet."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -86,7 +90,28 @@ class Publisher:
 
     # One message
 
-    async def _publish(self, message: Message, channel: AbstractChannel, *, alone: bool) -> None:
+    async def _attempt(self, message: Message, channel_of: GetChannel) -> bool:
+        """Whether it was published; if not, nothing of it was written."""
+        if not self._is_proven(message):
+            async with self._alone:
+                if not self._is_proven(message):
+                    return await self._publish_alone(message, await channel_of())
+        channel = await channel_of()
+        while (earlier := self._by_id.get(message.id)) is not None:
+            await asyncio.wait((earlier,))  # a returned message is told by its id alone
+            channel = await channel_of()
+        self._check_size(message, channel)
+        return await self._publish(message, channel, alone=False)
+
+    async def _publish_alone(self, message: Message, shared: AbstractChannel) -> bool:
+        self._check_size(message, shared)
+        try:
+            channel = await open_channel(shared.connection)
+        except CLIENT_ERRORS:
+            return False
+        return await self._publish(message, channel, alone=True)
+
+    async def _publish(self, message: Message, channel: AbstractChannel, *, alone: bool) -> bool:
         """Publish in a task: cancelled half-way, the client could mix up its confirmations."""
         task = asyncio.create_task(_confirmed(message, channel))
         self._tasks.add(task)
@@ -102,19 +127,14 @@ class Publisher:
                 task.cancel()
             raise
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and meaning(error) is Meaning.LOST and not message.properties.written:
+            return False
         self._learn(message, error, alone=alone)
         if error is not None:
-            raise self._outcome(message, error, alone=alone)
+            raise emit_error(error, alone=alone, login=self._login)
         if isinstance(returned := task.result(), DeliveredMessage):  # without on_return_raises
             raise unroutable(returned)
-
-    def _outcome(self, message: Message, error: BaseException, *, alone: bool) -> BaseException:
-        if not message.properties.written and meaning(error) is not None:
-            return EmitRejected(
-                f"not sent: {describe(error, self._login)}",
-                retriable=meaning(error) is not Meaning.INVALID,
-            )
-        return emit_error(error, alone=alone, login=self._login)
+        return True
 
     def _forget(self, message: Message, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -122,16 +142,6 @@ class Publisher:
             del self._by_id[message.id]
         if not task.cancelled():
             task.exception()  # it has been seen, also where its caller has gone
-
-    # Channels of their own
-
-    async def _own_channel(self, message: Message, shared: AbstractChannel) -> AbstractChannel:
-        self._check_size(message, shared)
-        try:
-            return await open_channel(shared.connection)
-        except CLIENT_ERRORS as error:
-            told = describe(error, self._login)
-        raise EmitRejected(f"not sent: no channel: {told}", retriable=True)
 
     def _close(self, channel: AbstractChannel) -> None:
         task = asyncio.ensure_future(_closed(channel))
