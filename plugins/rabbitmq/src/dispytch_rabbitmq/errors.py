@@ -149,11 +149,9 @@ def connect_problem(error: BaseException, login: str) -> tuple[str, bool]:
     """Why a connection could not be opened, and whether trying again may help."""
     if isinstance(error, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
         return "the broker refused the user or the password", False
-    text = str(error)
-    if isinstance(error, aiormq.InvalidFrameError) and "NOT_ALLOWED" in text:
-        if "not found" in text:
-            return "the virtual host does not exist", False
-        return "the broker refused this user the virtual host, or another connection", True
+    if isinstance(error, aiormq.InvalidFrameError) and "Connection.OpenOk" in str(error):
+        # aiormq does not tell the reason, with which the broker closed instead of opening.
+        return "the broker refused the virtual host: it is missing, or closed to this user", False
     if isinstance(error, TimeoutError):
         return "no answer in time", True
     return describe(error, login), meaning(error) is not Meaning.LOGIN_REFUSED

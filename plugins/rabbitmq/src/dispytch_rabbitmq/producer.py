@@ -110,8 +110,9 @@ class RabbitMQProducer(Producer):
             ConnectError: the broker does not take part.
         """
         try:
-            channel = await open_channel((await self._source.channel()).connection)
-            await channel.close()
+            connection = (await self._source.channel()).connection
+            await connection.ready()  # on a blocked connection, closing a channel could end it
+            await (await open_channel(connection)).close()
         except EmitRejected as error:
             told = str(error)
         except CLIENT_ERRORS as error:

@@ -31,7 +31,6 @@ GetChannel: TypeAlias = Callable[[], Awaitable[AbstractChannel]]
 
 _MAX_PROVEN = 10_000
 _PAUSE = 0.02
-_CLOSE_TIMEOUT = 5.0
 
 
 class Publisher:
@@ -48,6 +47,8 @@ class Publisher:
         self._alone = asyncio.Lock()
         self._pending, self._idle, self._closed = 0, asyncio.Event(), False
         self._idle.set()
+        self._trial: AbstractChannel | None = None
+        self._trial_task: asyncio.Task[Any] | None = None
         self._proven: set[Hashable] = set()
         self._largest = -1
         self._guarded: set[str] = set()  # exchanges that refuse some routing keys
@@ -87,6 +88,11 @@ class Publisher:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
+        if self._trial is not None and not self._trial.is_closed:
+            with contextlib.suppress(*CLIENT_ERRORS):
+                async with asyncio.timeout(timeout):
+                    await self._trial.connection.ready()
+                    await self._trial.close()
 
     # One message
 
@@ -106,17 +112,29 @@ class Publisher:
     async def _publish_alone(self, message: Message, shared: AbstractChannel) -> bool:
         self._check_size(message, shared)
         try:
-            channel = await open_channel(shared.connection)
+            channel = await self._trial_channel(shared)
         except CLIENT_ERRORS:
             return False
         return await self._publish(message, channel, alone=True)
+
+    async def _trial_channel(self, shared: AbstractChannel) -> AbstractChannel:
+        """A channel with nothing on it: the last one, unless it is closed or still waits.
+
+        It is kept rather than closed: aiormq closes a channel twice where the answer is late, as on
+        a connection that the broker blocks, and the broker then ends the connection.
+        """
+        trial, busy = self._trial, self._trial_task is not None and not self._trial_task.done()
+        if trial is None or busy or trial.is_closed or trial.connection is not shared.connection:
+            await shared.connection.ready()
+            self._trial = trial = await open_channel(shared.connection)
+        return trial
 
     async def _publish(self, message: Message, channel: AbstractChannel, *, alone: bool) -> bool:
         """Publish in a task: cancelled half-way, the client could mix up its confirmations."""
         task = asyncio.create_task(_confirmed(message, channel))
         self._tasks.add(task)
         if alone:
-            task.add_done_callback(lambda _: self._close(channel))
+            self._trial_task = task
         else:
             self._by_id[message.id] = task
         task.add_done_callback(lambda done: self._forget(message, done))
@@ -142,11 +160,6 @@ class Publisher:
             del self._by_id[message.id]
         if not task.cancelled():
             task.exception()  # it has been seen, also where its caller has gone
-
-    def _close(self, channel: AbstractChannel) -> None:
-        task = asyncio.ensure_future(_closed(channel))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _check_size(self, message: Message, channel: AbstractChannel) -> None:
         """Headers travel in one frame; the broker ends the connection where it is too large."""
@@ -190,9 +203,3 @@ async def _confirmed(message: Message, channel: AbstractChannel) -> Any:
         properties=message.properties,
         mandatory=message.mandatory,
     )
-
-
-async def _closed(channel: AbstractChannel) -> None:
-    with contextlib.suppress(*CLIENT_ERRORS):  # closed with its connection, or by the broker
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            await channel.close()
