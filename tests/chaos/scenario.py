@@ -1,0 +1,245 @@
+"""Emits under a fault, and what must be true of them whatever the backend.
+
+A test brings an emitter, a fault and a way to read back; `run` brings the load, the clock and the
+checks. Nothing here knows a broker.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import count
+
+from dispytch import EmitManyError, EmitRejected, EmitUnknown, EventBase, EventEmitter, Receipt
+
+WORKERS = 200
+"""How many emits run at once."""
+
+BATCH = 5
+"""How many events a worker sends with `emit_many`; every tenth worker does."""
+
+PAUSE = 0.25
+"""Seconds a worker rests after an outcome: the load is many emits at once, not many per second."""
+
+LATE = 2.0
+"""Seconds an emit may outlive its deadline."""
+
+STOP = 10.0
+"""Seconds `stop` may take."""
+
+
+@dataclass(frozen=True)
+class Emit:
+    """One event's way: when its emit began and ended, in seconds of `time.monotonic()`."""
+
+    event_id: str
+    began: float
+    ended: float
+    outcome: Receipt | BaseException
+
+
+@dataclass
+class Report:
+    """What happened. The fault's times are on the same clock as the emits'."""
+
+    emits: list[Emit] = field(default_factory=list)
+    fault_began: float = 0.0
+    fault_ended: float = 0.0
+    stopped_in: float = 0.0
+    stored: Counter[str] = field(default_factory=Counter)
+
+    def ids(self, kind: type) -> set[str]:
+        """The events whose outcome was of this kind."""
+        return {emit.event_id for emit in self.emits if isinstance(emit.outcome, kind)}
+
+    @property
+    def before(self) -> list[Emit]:
+        """Emits that ended before the fault began."""
+        return [emit for emit in self.emits if emit.ended < self.fault_began]
+
+    @property
+    def during(self) -> list[Emit]:
+        """Emits that began and ended while the fault lasted."""
+        return [
+            emit
+            for emit in self.emits
+            if self.fault_began < emit.began and emit.ended < self.fault_ended
+        ]
+
+    @property
+    def after(self) -> list[Emit]:
+        """Emits that began after the fault had ended."""
+        return [emit for emit in self.emits if emit.began > self.fault_ended]
+
+    def summary(self) -> str:
+        """For the message of a failed check."""
+        kinds = {
+            phase: dict(Counter(type(emit.outcome).__name__ for emit in emits))
+            for phase, emits in (
+                ("before", self.before),
+                ("during", self.during),
+                ("after", self.after),
+                ("in all", self.emits),
+            )
+        }
+        lasted = self.fault_ended - self.fault_began
+        return f"fault of {lasted:.1f} s, stop in {self.stopped_in:.1f} s, outcomes {kinds}"
+
+
+async def run(
+    emitter: EventEmitter,
+    make_event: Callable[[int], EventBase],
+    fault: Callable[[], object],
+    read_back: Callable[[int], Collection[str]],
+    *,
+    timeout: float,
+    recovery: float = 20.0,
+) -> Report:
+    """Emit before, during and after a fault, stop, read back, and check it all.
+
+    Args:
+        emitter: not started yet; made with this `timeout`.
+        make_event: makes the event of a number, counted from 0.
+        fault: does the harm and repairs it; blocks meanwhile, in a thread of its own.
+        read_back: the ids of the events that the broker has, read by a bare client; is told how
+            many there are at least. A duplicate comes twice. It may block.
+        timeout: seconds an emit has.
+        recovery: seconds after the fault until an emit must succeed again.
+    """
+    tasks = asyncio.all_tasks()
+    report = Report()
+    await emitter.start()
+    load = _Load(emitter, make_event, report)
+    try:
+        load.start()
+        await load.accepted(WORKERS, within=recovery)
+        report.fault_began = time.monotonic()
+        await asyncio.to_thread(fault)
+        report.fault_ended = time.monotonic()
+        await load.accepted(WORKERS, within=recovery, since=report.fault_ended)
+    finally:
+        await load.end()
+        began = time.monotonic()
+        await emitter.stop()
+        report.stopped_in = time.monotonic() - began
+    accepted = report.ids(Receipt)
+    report.stored = Counter(await asyncio.to_thread(read_back, len(accepted)))
+    check(report, timeout)
+    await _no_tasks_left(tasks)
+    return report
+
+
+def check(report: Report, timeout: float) -> None:
+    """Check what must be true after every fault."""
+    summary = report.summary()
+    for phase in ("before", "during", "after"):
+        assert getattr(report, phase), f"no emit fell {phase} the fault: {summary}"
+    strange = [
+        emit.outcome
+        for emit in report.emits
+        if not isinstance(emit.outcome, Receipt | EmitRejected | EmitUnknown)
+    ]
+    assert not strange, f"{strange[:3]}: {summary}"
+    lost = report.ids(Receipt) - set(report.stored)
+    assert not lost, f"{len(lost)} confirmed events are not on the broker: {summary}"
+    false = report.ids(EmitRejected) & set(report.stored)
+    assert not false, f"{len(false)} rejected events are on the broker: {summary}"
+    longest = max(emit.ended - emit.began for emit in report.emits)
+    assert longest < timeout + LATE, f"an emit took {longest:.1f} s: {summary}"
+    assert report.stopped_in < STOP, summary
+
+
+class _Load:
+    """Workers that emit one event after the other until told to end."""
+
+    def __init__(
+        self, emitter: EventEmitter, make_event: Callable[[int], EventBase], report: Report
+    ) -> None:
+        self._emitter, self._make_event, self._report = emitter, make_event, report
+        self._numbers = count()
+        self._ending = asyncio.Event()
+        self._news = asyncio.Condition()
+        self._workers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._workers = [asyncio.create_task(self._work(number)) for number in range(WORKERS)]
+
+    async def end(self) -> None:
+        """Let every worker finish the emit it is in."""
+        self._ending.set()
+        await asyncio.gather(*self._workers)
+
+    async def accepted(self, wanted: int, *, within: float, since: float = 0.0) -> None:
+        """Wait until so many events were accepted whose emit began after a moment."""
+
+        def enough() -> bool:
+            accepted = (
+                emit
+                for emit in self._report.emits
+                if emit.began > since and isinstance(emit.outcome, Receipt)
+            )
+            return sum(1 for _ in accepted) >= wanted
+
+        try:
+            async with asyncio.timeout(within), self._news:
+                await self._news.wait_for(enough)
+        except TimeoutError:
+            raise AssertionError(
+                f"no {wanted} accepted events within {within} s: {self._report.summary()}"
+            ) from None
+
+    async def _work(self, worker: int) -> None:
+        # Workers start one after the other: a crowd in step would meet a fault all at one moment.
+        await self._rest(PAUSE * worker / WORKERS)
+        while not self._ending.is_set():
+            if worker % 10 == 0:
+                await self._emit_many()
+            else:
+                await self._emit()
+            async with self._news:
+                self._news.notify_all()
+            await self._rest(PAUSE)
+
+    async def _emit(self) -> None:
+        event = self._make_event(next(self._numbers))
+        began = time.monotonic()
+        outcome: Receipt | BaseException
+        try:
+            outcome = await self._emitter.emit(event)
+        except Exception as error:  # noqa: BLE001 - `check` judges it
+            outcome = error
+        self._note(event, began, outcome)
+
+    async def _emit_many(self) -> None:
+        events = [self._make_event(next(self._numbers)) for _ in range(BATCH)]
+        began = time.monotonic()
+        outcomes: list[Receipt | BaseException]
+        try:
+            outcomes = list(await self._emitter.emit_many(events))
+        except EmitManyError as error:
+            outcomes = error.results
+        except Exception as error:  # noqa: BLE001 - `check` judges it
+            outcomes = [error] * BATCH
+        for event, outcome in zip(events, outcomes, strict=True):
+            self._note(event, began, outcome)
+
+    def _note(self, event: EventBase, began: float, outcome: Receipt | BaseException) -> None:
+        self._report.emits.append(Emit(event.id, began, time.monotonic(), outcome))
+
+    async def _rest(self, seconds: float) -> None:
+        """Pause, but not beyond the end."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+        except TimeoutError:
+            return
+
+
+async def _no_tasks_left(before: set[asyncio.Task[object]]) -> None:
+    """A stopped emitter has no tasks; what it cancelled last may need a moment."""
+    here = asyncio.current_task()
+    left = {task for task in asyncio.all_tasks() - before if task is not here}
+    if left:
+        _, left = await asyncio.wait(left, timeout=1.0)
+    assert not left, f"tasks left behind: {left}"

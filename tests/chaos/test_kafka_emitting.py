@@ -1,0 +1,110 @@
+"""Emitting to Kafka while it dies, freezes, restarts, or the network fails."""
+
+import json
+import time
+from collections.abc import Callable, Collection
+
+import pytest
+
+from brokers.kafka import Kafka
+from chaos.scenario import Report, run
+from dispytch import EmitUnknown, EventBase, EventEmitter
+
+pytest.importorskip("aiokafka")
+pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
+
+TIMEOUT = 4.0
+HOLD = TIMEOUT + 2.0
+"""Seconds a fault lasts where its end is ours to choose: emits time out within it."""
+
+
+async def emit_through(
+    kafka: Kafka, topic: str, url: str, fault: Callable[[], object], options: str = ""
+) -> Report:
+    class Numbered(EventBase):
+        __topic__ = topic
+        __event_type__ = "numbered"
+        __key__ = "{lane}"
+
+        lane: int
+
+    def read_back(count: int) -> Collection[str]:
+        records = kafka.read_all(topic, count)
+        return [json.loads(record.value or b"")["id"] for record in records]
+
+    kafka.create_topic(topic, 5)
+    emitter = EventEmitter.from_url(f"{url}?request_timeout_ms=2000{options}", timeout=TIMEOUT)
+    return await run(
+        emitter, lambda number: Numbered(lane=number % 50), fault, read_back, timeout=TIMEOUT
+    )
+
+
+@pytest.mark.parametrize("options", ["", "&idempotent=false"])
+async def test_a_killed_broker_loses_nothing_confirmed(
+    own_kafka: Kafka, unique_name: str, options: str
+) -> None:
+    """Killed and started again: receipts are kept, rejections are true, the emitter recovers."""
+
+    def fault() -> None:
+        own_kafka.kill()
+        own_kafka.start()
+
+    await emit_through(own_kafka, unique_name, own_kafka.url, fault, options)
+
+
+async def test_a_frozen_broker_makes_emits_time_out_and_nothing_else(
+    own_kafka: Kafka, unique_name: str
+) -> None:
+    """Frozen, it may get what was sent once it thaws: those outcomes are unknown."""
+
+    def fault() -> None:
+        own_kafka.freeze()
+        time.sleep(HOLD)
+        own_kafka.thaw()
+
+    report = await emit_through(own_kafka, unique_name, own_kafka.url, fault)
+    assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
+
+
+async def test_a_restarted_broker_is_met_again(own_kafka: Kafka, unique_name: str) -> None:
+    """An orderly restart costs time, not events."""
+    await emit_through(own_kafka, unique_name, own_kafka.url, own_kafka.restart)
+
+
+async def test_reset_connections_are_replaced(own_kafka: Kafka, unique_name: str) -> None:
+    """Connections reset again and again lose nothing that was confirmed."""
+    with own_kafka.proxy() as proxy:
+
+        def fault() -> None:
+            for _ in range(10):
+                proxy.reset()
+                time.sleep(0.3)
+
+        await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+
+
+async def test_a_black_hole_makes_emits_time_out_and_nothing_else(
+    own_kafka: Kafka, unique_name: str
+) -> None:
+    """What vanished in the network is unknown, and the emitter finds back by itself."""
+    with own_kafka.proxy() as proxy:
+
+        def fault() -> None:
+            proxy.black_hole()
+            time.sleep(HOLD)
+            proxy.restore()
+
+        report = await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+    assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
+
+
+async def test_a_refusing_network_is_waited_for(own_kafka: Kafka, unique_name: str) -> None:
+    """Refused connections are tried again until they work."""
+    with own_kafka.proxy() as proxy:
+
+        def fault() -> None:
+            proxy.refuse()
+            time.sleep(HOLD)
+            proxy.restore()
+
+        await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
