@@ -283,11 +283,16 @@ async def test_full_queue_that_rejects_is_a_rejection(
     rabbitmq_broker.declare_queue(
         name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
     )
-    await emitter.emit(Keyless(queue=name))
-    await emitter.emit(Keyless(queue=name))  # RabbitMQ notices one too late
-    with pytest.raises(EmitRejected, match="Nack") as caught:
-        await emitter.emit(Keyless(queue=name))
-    assert caught.value.retriable
+    results = await asyncio.gather(
+        *(emitter.emit(Keyless(queue=name)) for _ in range(20)), return_exceptions=True
+    )
+    rejected = [result for result in results if isinstance(result, EmitRejected)]
+    assert all(error.retriable and "Nack" in str(error) for error in rejected)
+    stored = [result.event_id for result in results if isinstance(result, Receipt)]
+    assert len(stored) + len(rejected) == 20
+    got = await asyncio.to_thread(rabbitmq_broker.read_queue, name, len(stored))
+    assert sorted(delivery.properties["message_id"] for delivery in got) == sorted(stored)
+    assert len(rejected) > 10
 
 
 async def test_batch_keeps_the_order_of_each_key(
