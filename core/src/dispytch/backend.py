@@ -116,7 +116,7 @@ class Backend:
         module, _, attribute = reference.partition(":")
         try:
             return getattr(import_module(module), attribute)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BackendLoadError(
                 f"backend {self.name!r}: {reference!r} can't be imported: "
                 f"{type(error).__name__}: {error}",

@@ -38,7 +38,15 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-class EventBase(BaseModel):
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+# Naming the metaclass lets type checkers accept `class MyEvent(EventBase, frozen=True)`: a class
+# that names it counts as neither frozen nor not (PEP 681).
+class EventBase(BaseModel, metaclass=ModelMetaclass):
     """The base of an event: a pydantic model that knows its topic and its type.
 
     Class attributes:
@@ -73,8 +81,10 @@ class EventBase(BaseModel):
 
     if TYPE_CHECKING:
         # Seen by type checkers only: a keyword of every event's constructor.
-        backend_config_: Any = Field(default=None, alias="__backend_config__", exclude=True)
-        __backend_config__: ClassVar[Any]
+        backend_config_: BaseModel | tuple[BaseModel, ...] | None = Field(
+            default=None, alias="__backend_config__", exclude=True
+        )
+        __backend_config__: ClassVar[BaseModel | tuple[BaseModel, ...] | None]
     else:
         __backend_config__: ClassVar[Given] = None
 
@@ -138,7 +148,7 @@ def _set_config(event: EventBase, config: Any) -> None:
             type(config).__name__,
         )
     elif (given := checked(config, where)) is not None:
-        event.__dict__[_CONFIG] = given
+        object.__setattr__(event, _CONFIG, given)
 
 
 def _without_config(data: Any) -> Any:
@@ -153,12 +163,12 @@ class EventDefinition:
     Attributes:
         topic: the parsed `__topic__`, or None where the class has none.
         key: the parsed `__key__`, or None.
-        type: the `__event_type__`, or None where the class has none.
+        event_type: the `__event_type__`, or None where the class has none.
         configs: the class-level configs.
         body: writes an event's body.
     """
 
-    __slots__ = ("body", "configs", "key", "topic", "type")
+    __slots__ = ("body", "configs", "event_type", "key", "topic")
 
     def __init__(self, cls: type[EventBase]) -> None:
         # Pydantic copies the fields of a base: a field of the same make is the same field.
@@ -172,7 +182,7 @@ class EventDefinition:
         check_round_trip(cls)
         self.topic = _template(cls, "__topic__")
         self.key = _template(cls, "__key__")
-        self.type = _text(cls, "__event_type__")
+        self.event_type = _text(cls, "__event_type__")
         self.configs = _class_configs(cls)
         self.body = BodyWriter(cls)
 

@@ -81,14 +81,20 @@ class _Entry:
     """One entry point, with what is needed to speak of it."""
 
     def __init__(self, point: "EntryPoint") -> None:
-        dist: Any = point.dist
         self.name = point.name
         self.module = point.value.partition(":")[0].strip()
-        self.distribution = str(dist.name) if dist is not None else ""
-        self.version = str(dist.version) if dist is not None else ""
+        self.distribution, self.version = _identity(point.dist)
 
     def __str__(self) -> str:
         return f"{self.distribution or 'an unknown distribution'} {self.version}".strip()
+
+
+def _identity(dist: Any) -> tuple[str, str]:
+    """Name and version of a distribution, as far as its metadata tells."""
+    try:
+        return str(dist.name), str(dist.version)
+    except Exception:  # noqa: BLE001 - metadata left behind fails differently in every version
+        return "", ""
 
 
 _registered: dict[str, Backend] = {}  # by code
@@ -110,17 +116,21 @@ def backends(check: bool = False) -> list[BackendInfo]:  # noqa: FBT001, FBT002 
         if name in _registered:
             continue
         for entry in entries:
-            schemes = tuple(
-                sorted(
-                    scheme
-                    for scheme, offers in _scan(SCHEMES).items()
-                    for offer in offers
-                    if (offer.module, offer.distribution) == (entry.module, entry.distribution)
-                )
-            )
             error = _error_of(name) if check else None
+            schemes = _schemes_of(entry)
             infos.append(BackendInfo(name, entry.distribution, entry.version, schemes, error))
     return sorted(infos, key=lambda info: (info.name, info.distribution))
+
+
+def _schemes_of(entry: _Entry) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            scheme
+            for scheme, offers in _scan(SCHEMES).items()
+            for offer in offers
+            if (offer.module, offer.distribution) == (entry.module, entry.distribution)
+        )
+    )
 
 
 def _error_of(name: str) -> PluginError | None:
@@ -143,10 +153,12 @@ def get_backend(name: str) -> Backend:
     if name in _registered:
         return _registered[name]
     entry = _only(BACKENDS, name, "backend")
-    for backend in _load(entry):
+    found = _load(entry)
+    for backend in found:
         if backend.name == name:
             return backend
-    raise _broken(entry, f"describes no backend named {name!r}")
+    names = ", ".join(repr(backend.name) for backend in found)
+    raise _broken(entry, f"describes no backend named {name!r}, but {names}")
 
 
 def backend_for_url(url: str) -> Backend:
@@ -274,7 +286,10 @@ def _only(group: str, name: str, kind: str) -> _Entry:
 
 
 def _not_found(kind: str, name: str, installed: list[str]) -> BackendNotFoundError:
-    if name in _OURS:
+    if kind == "URL scheme" and (offers := _scan(BACKENDS).get(name)):
+        schemes = ", ".join(f"{scheme}://" for scheme in _schemes_of(offers[0])) or "none"
+        advice = f"the backend of that name is installed, and its schemes are: {schemes}"
+    elif name in _OURS:
         advice = f"pip install dispytch-{_OURS[name]}"
     elif near := get_close_matches(name, {*installed, *_OURS}, n=1):
         advice = f"did you mean {near[0]!r}?"
@@ -308,6 +323,8 @@ def _described(entry: _Entry, described: Any) -> list[Backend]:
     if described is None:
         raise _broken(entry, "has no @hookimpl function dispytch_backend that returns a Backend")
     members: list[Any] = described if isinstance(described, list) else [described]
+    if not members:
+        raise _broken(entry, "describes no backend: its list is empty")
     for member in members:
         if not isinstance(member, Backend):
             raise _broken(
@@ -319,9 +336,11 @@ def _described(entry: _Entry, described: Any) -> list[Backend]:
 
 def _check_api(backend: Backend, origin: str) -> None:
     if backend.api != PLUGIN_API:
-        older = "the plugin" if backend.api < PLUGIN_API else "dispytch"
+        api: Any = backend.api  # what a plugin gives is not checked by anybody else
+        newer = isinstance(api, int) and api > PLUGIN_API
+        older = "dispytch" if newer else "the plugin"
         raise IncompatiblePluginError(
-            f"backend {backend.name!r} ({origin}) was written for plugin API {backend.api}, this "
+            f"backend {backend.name!r} ({origin}) was written for plugin API {backend.api!r}, this "
             f"dispytch has {PLUGIN_API}; upgrade {older}",
             name=backend.name,
         )
@@ -345,8 +364,12 @@ def _manager(plugins: Iterable[tuple[str, object]]) -> pluggy.PluginManager:
 
 def _healthy_observers() -> list[tuple[str, object]]:
     healthy: list[tuple[str, object]] = []
+    seen: set[str] = set()
     for name, entries in _scan(HOOKS).items():
         for entry in entries:
+            if entry.module in seen:
+                continue  # under two names it is still told once
+            seen.add(entry.module)
             try:
                 module = importlib.import_module(entry.module)
                 _manager([(name, module)]).check_pending()

@@ -162,11 +162,14 @@ class Producer:
         return out.key
 
     async def _outcome_of(self, out: Outgoing) -> Outcome:
+        if asyncio.get_running_loop().time() >= out.deadline:
+            return EmitRejected("not sent: the deadline passed before its turn", retriable=True)
+        scope = asyncio.timeout_at(out.deadline)
         try:
-            async with asyncio.timeout_at(out.deadline) as deadline:
+            async with scope:
                 return await self.send_message(out)
         except TimeoutError as error:
-            return past_deadline(out) if deadline.expired() else error
+            return past_deadline(out) if scope.expired() else error
         except Exception as error:  # noqa: BLE001 - it is this event's outcome
             return error
 

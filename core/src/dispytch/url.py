@@ -1,10 +1,11 @@
 """Connection: what a URL becomes. Nothing of a URL is ever repeated in a message."""
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote
 
-from pydantic import BaseModel, ConfigDict, ImportString, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, ValidationError
 
 from dispytch.config import explain
 from dispytch.errors import ConfigError
@@ -30,11 +31,11 @@ class Connection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    scheme: str
-    user: SecretStr | None = None
-    password: SecretStr | None = None
-    hosts: tuple[str, ...] = ()
-    path: str = ""
+    scheme: str = Field(description="the URL's scheme, in lower case")
+    user: SecretStr | None = Field(None, description="the URL's user, percent-decoded")
+    password: SecretStr | None = Field(None, description="the URL's password, percent-decoded")
+    hosts: tuple[str, ...] = Field((), description="the URL's hosts, each host or host:port")
+    path: str = Field("", description="the URL's path, percent-decoded, with its leading slash")
 
 
 def scheme_of(url: object) -> str:
@@ -82,10 +83,10 @@ def _split(url: str) -> tuple[dict[str, Any], dict[str, str]]:
     if match is None or match.group(5):
         raise ConfigError(f"{scheme}:// URL: has a '#'; write it as %23 if it belongs to a part")
     _, authority, path, query, _ = match.groups()
-    userinfo, at, hosts = authority.rpartition("@")
-    if "@" in userinfo or (not at and "@" in f"{path}{query}"):
+    userinfo, _, hosts = authority.rpartition("@")
+    if "@" in userinfo or "@" in f"{path}{query}":
         raise ConfigError(
-            f"{scheme}:// URL: user or password holds a reserved character; percent-encode it "
+            f"{scheme}:// URL: a part holds a reserved character; percent-encode it "
             "(@ is %40, / is %2F, : is %3A, # is %23, ? is %3F)"
         )
     user, colon, password = userinfo.partition(":")
@@ -129,6 +130,9 @@ def _shown(name: str) -> str:
     return repr(name) if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,40}", name) else "(unreadable)"
 
 
-def _names_code(annotation: Any, metadata: list[Any]) -> bool:
-    """Whether text for this field would be imported as code."""
-    return any(ImportString in (item, type(item)) for item in (annotation, *metadata))
+def _names_code(annotation: Any, metadata: Iterable[Any] = ()) -> bool:
+    """Whether text for this field, or for a part of it, would be imported as code."""
+    annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
+    return any(ImportString in (item, type(item)) for item in (annotation, *metadata)) or any(
+        map(_names_code, get_args(annotation))
+    )

@@ -3,47 +3,52 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
-from dispytch.emitter.observers import GRACE, Observers
+from dispytch.emitter.observers import GRACE
 from dispytch.emitter.outcome import receipt
-from dispytch.emitter.plan import Plans
 from dispytch.errors import EmitRejected
 from dispytch.event import EventBase
 from dispytch.producer import Outgoing, Producer, Receipt
 
-__all__ = ["Batch", "Result", "emit_lanes"]
+__all__ = ["Batch", "Result", "emit_lanes", "held_back"]
 
 logger = logging.getLogger("dispytch")
 
 Result: TypeAlias = Receipt | BaseException
+_T = TypeVar("_T")
 
 
-class Batch:
-    """Events on their way together.
+class Batch(Generic[_T]):
+    """Events on their way together, in whatever form they come.
 
     Args:
         events: the events.
         producer: what sends them.
-        plans: what encodes them.
-        observers: whose `before_emit` is asked for each.
+        encode: makes one ready to be sent; what it raises is that event's outcome.
+        key_of: what an event that could not be encoded would have stayed in order with, or None.
     """
 
     def __init__(
-        self, events: Sequence[EventBase], producer: Producer, plans: Plans, observers: Observers
+        self,
+        events: Sequence[_T],
+        producer: Producer,
+        encode: Callable[[_T], Awaitable[Outgoing]],
+        key_of: Callable[[_T], Hashable | None],
     ) -> None:
         self._events, self._producer = events, producer
-        self._plans, self._observers = plans, observers
+        self._encode_one, self._key_of = encode, key_of
         self._results: dict[int, Result] = {}
 
-    async def send(self, config: Any, deadline: float) -> list[Result | None]:
+    async def send(self, deadline: float) -> list[Result | None]:
         """Hand over all that can be sent at once; a result per event, in order.
 
         None stands for an event whose outcome was still open after the deadline.
         """
+        scope = asyncio.timeout_at(deadline + GRACE)
         try:
-            async with asyncio.timeout_at(deadline + GRACE) as scope:
-                ready = await self._encode(config, deadline)
+            async with scope:
+                ready = await self._encode()
                 outcomes = await self._producer.send_messages(list(ready.values()))
                 for (index, out), outcome in zip(ready.items(), outcomes, strict=True):
                     self._results[index] = (
@@ -57,17 +62,16 @@ class Batch:
             logger.warning("%s: a batch outlived its deadline", self._producer.backend)
         return [self._results.get(index) for index in range(len(self._events))]
 
-    async def _encode(self, config: Any, deadline: float) -> dict[int, Outgoing]:
+    async def _encode(self) -> dict[int, Outgoing]:
         """What can be sent, by position; the errors of the others are results already."""
         ready: dict[int, Outgoing] = {}
         failed: set[Hashable] = set()
         for index, event in enumerate(self._events):
             try:
-                await self._observers.ask(event)
-                out = self._plans.outgoing(event, config, deadline)
+                out = await self._encode_one(event)
             except Exception as error:  # noqa: BLE001 - it is this event's outcome
                 self._results[index] = error
-                failed.add(self._plans.ordering_key(event, config))
+                failed.add(self._key_of(event))
                 continue
             key = self._producer.ordering_key(out)
             if key is not None and key in failed:

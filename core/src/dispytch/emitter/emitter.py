@@ -1,7 +1,6 @@
 """EventEmitter: its lifecycle, and the way of an event from `emit` to the producer."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any, Self, TypeVar
 from dispytch import plugins
 from dispytch.config import Given, checked, merge, own_layer
 from dispytch.emitter.batch import Batch, emit_lanes
+from dispytch.emitter.bounded import attempt, within
 from dispytch.emitter.context import EmitContext, Middleware, chain
 from dispytch.emitter.observers import GRACE, Observers
 from dispytch.emitter.outcome import completed, deadline_passed, receipt
@@ -27,8 +27,6 @@ from dispytch.producer import Outgoing, Producer, Receipt, past_deadline
 from dispytch.url import connect
 
 __all__ = ["EventEmitter"]
-
-logger = logging.getLogger("dispytch")
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
@@ -197,10 +195,17 @@ class EventEmitter:
     async def _emit_batch(
         self, events: list[EventBase], config: Given, deadline: float
     ) -> list[Receipt | BaseException]:
-        observers = self._observers
-        batch = Batch(events, self._producer, self._plans, observers)
+        observers, plans = self._observers, self._plans
+
+        async def encode(event: EventBase) -> Outgoing:
+            await observers.ask(event)
+            return plans.outgoing(event, config, deadline)
+
+        batch = Batch(
+            events, self._producer, encode, lambda event: plans.ordering_key(event, config)
+        )
         results: list[Receipt | BaseException] = []
-        for event, result in zip(events, await batch.send(config, deadline), strict=True):
+        for event, result in zip(events, await batch.send(deadline), strict=True):
             results.append(deadline_passed(event) if result is None else result)
             if isinstance(results[-1], Receipt):
                 await observers.tell(observers.after, deadline, event, results[-1])
@@ -285,6 +290,10 @@ class EventEmitter:
         self._observers.timeout.append(hook)
         return hook
 
+    def remove_hook(self, hook: Callable[..., Any]) -> None:
+        """Take a hook back, of whatever kind; does nothing where it was not added."""
+        self._observers.remove(hook)
+
     # Lifecycle
 
     async def start(self) -> None:
@@ -301,19 +310,11 @@ class EventEmitter:
             raise ConfigError("this emitter runs in another event loop; stop it there first")
         started = False
         try:
-            async with asyncio.timeout(self._timeout) as scope:
-                await self._producer.start()
+            await within(self._timeout, self._producer.start, self._unreachable("not connected"))
             started = True
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            backend = self._producer.backend
-            raise ConnectError(
-                f"{backend}: not connected within {self._timeout} s", backend=backend
-            ) from error
         finally:
             if not started:
-                await self._bounded("stop", self._producer.stop, GRACE)
+                await self._attempt("stop", self._producer.stop, GRACE)
         self._loop, self._process = loop, os.getpid()
 
     async def flush(self) -> None:
@@ -322,17 +323,12 @@ class EventEmitter:
         Raises:
             ProducerTimeout: not within `timeout` seconds.
         """
-        try:
-            async with asyncio.timeout(self._timeout) as scope:
-                await self._producer.flush()
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise ProducerTimeout(
-                f"not everything was confirmed within {self._timeout} s",
-                backend=self._producer.backend,
-                retriable=True,
-            ) from error
+        late = ProducerTimeout(
+            f"not everything was confirmed within {self._timeout} s",
+            backend=self._producer.backend,
+            retriable=True,
+        )
+        await within(self._timeout, self._producer.flush, late)
 
     async def stop(self) -> None:
         """Refuse further emits, flush, and stop the producer; returns soon after `timeout`.
@@ -344,8 +340,8 @@ class EventEmitter:
         self._loop = None
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timeout
-        await self._bounded("flush", self._producer.flush, self._timeout)
-        await self._bounded("stop", self._producer.stop, max(deadline - clock(), GRACE))
+        await self._attempt("flush", self._producer.flush, self._timeout)
+        await self._attempt("stop", self._producer.stop, max(deadline - clock(), GRACE))
 
     async def ping(self) -> None:
         """Ask the broker for a sign of life.
@@ -353,16 +349,7 @@ class EventEmitter:
         Raises:
             ConnectError: there is none, or not within `timeout` seconds.
         """
-        try:
-            async with asyncio.timeout(self._timeout) as scope:
-                await self._producer.ping()
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            backend = self._producer.backend
-            raise ConnectError(
-                f"{backend}: no answer within {self._timeout} s", backend=backend
-            ) from error
+        await within(self._timeout, self._producer.ping, self._unreachable("no answer"))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -376,26 +363,14 @@ class EventEmitter:
     ) -> None:
         await self.stop()
 
-    async def _bounded(
+    def _unreachable(self, problem: str) -> ConnectError:
+        backend = self._producer.backend
+        return ConnectError(f"{backend}: {problem} within {self._timeout} s", backend=backend)
+
+    async def _attempt(
         self, what: str, call: Callable[[], Awaitable[None]], seconds: float
     ) -> None:
-        """Run a producer's `flush` or `stop`, which may hang or cancel itself from within."""
-
-        async def run() -> None:
-            await call()
-
-        task = asyncio.ensure_future(run())
-        try:
-            done, _ = await asyncio.wait({task}, timeout=seconds)
-        finally:
-            task.cancel()
-        backend = self._producer.backend
-        if not done:
-            logger.warning("%s: %s gave up after %.1f s", backend, what, seconds)
-        elif task.cancelled():
-            logger.warning("%s: %s was cancelled from within", backend, what)
-        elif (failure := task.exception()) is not None:
-            logger.warning("%s: %s failed: %r", backend, what, failure)
+        await attempt(f"{self._producer.backend}: {what}", call, seconds)
 
 
 def _check_producer(producer: Any) -> None:

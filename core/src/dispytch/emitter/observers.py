@@ -26,6 +26,12 @@ class Observers:
         self.error: list[Callable[..., Any]] = []
         self.timeout: list[Callable[..., Any]] = []
 
+    def remove(self, hook: Callable[..., Any]) -> None:
+        """Take a hook back, once from each kind it was added to."""
+        for hooks in (self.before, self.after, self.error, self.timeout):
+            if hook in hooks:
+                hooks.remove(hook)
+
     async def ask(self, event: EventBase) -> None:
         """Call the `before_emit` hooks; what one raises is a veto, and raised."""
         for hook in self.before:

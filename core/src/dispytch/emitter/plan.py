@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 
 from pydantic import BaseModel
 
-from dispytch.config import Given, checked, layer_of, merge, own_layer
+from dispytch.config import Given, checked, merge, own_layer
 from dispytch.envelope import Envelope, Serializer, json_frame, pack_json
 from dispytch.errors import ConfigError, EventDefinitionError, TopicError
 from dispytch.event import EventBase, definition_of
@@ -37,25 +38,30 @@ class EmitPlan:
         serializer: Serializer | None,
     ) -> None:
         definition = definition_of(cls)
-        if definition.topic is None or definition.type is None:
+        if definition.topic is None or definition.event_type is None:
             missing = "__topic__" if definition.topic is None else "__event_type__"
             raise EventDefinitionError(
                 f"{cls.__name__} has no {missing}; give it one to emit it", event=cls
             )
-        self._name, self._type = cls.__name__, definition.type
+        self._name, self._type = cls.__name__, definition.event_type
         self._topic, self._key = definition.topic, definition.key
-        self._frame, self._body = json_frame(definition.type), definition.body
+        self._frame, self._body = json_frame(definition.event_type), definition.body
         self._serializer = serializer
         self._backend, self._schema = producer.backend, producer.event_config
         self._delimiter = producer.topic_delimiter
         self._defaults = defaults
-        self._by_class = tuple(
-            config
+        own = [
+            (schema, config)
             for schema, config in definition.configs
             if self._schema is None or issubclass(schema, self._schema)
-        )
-        if len(self._by_class) > 1:  # refuses two of one family
-            layer_of(tuple(config.render(None) for config in self._by_class), self._schema)
+        ]
+        if len(own) > 1 and self._schema is not None:
+            names = " and ".join(schema.__name__ for schema, _ in own)
+            raise ConfigError(
+                f"{self._name}.__backend_config__: {names} are both {self._schema.__name__}; "
+                "give one of them"
+            )
+        self._by_class = tuple(config for _, config in own)
         # The merge of emitter and class is known now, unless it depends on the event.
         self._constant = all(config.constant for config in self._by_class)
         self._known: Given = self._merged(None, ()) if self._constant else None
@@ -177,10 +183,11 @@ class Plans:
         try:
             plan = self.of(event)
             out = Outgoing(event.id, plan.type, "", b"", plan.key(event))
-            out.config = plan.config(event, config)
-            return self._producer.ordering_key(out)
         except Exception:  # noqa: BLE001 - its real error is reported when it is emitted
             return None
+        with suppress(Exception):  # a wrong config leaves the event's own key
+            out.config = plan.config(event, config)
+        return self._producer.ordering_key(out)
 
     def topic_of(self, event: EventBase) -> str:
         """The topic, or "" where there is none to tell: to complete another error."""

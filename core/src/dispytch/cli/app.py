@@ -1,0 +1,59 @@
+"""The group of all commands, and what becomes of their errors."""
+
+import re
+import sys
+from typing import Any
+
+import click
+
+from dispytch.cli.backends import backends
+from dispytch.cli.demo import demo
+from dispytch.cli.emit import emit
+from dispytch.cli.schema import schema
+from dispytch.errors import BackendNotFoundError, ConfigError, DispytchError
+
+__all__ = ["App", "app"]
+
+USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+"""Exit status: called wrongly, nothing was done; failed; ended by Ctrl-C."""
+
+
+class App(click.Group):
+    """A group whose errors are one line, and never repeat a URL, which may hold a password."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command and exit with its status."""
+        status: Any = FAILURE
+        try:
+            status = super().main(*args, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                click.echo(error.ctx.get_usage(), err=True)
+            click.echo(f"Error: {without_urls(error.format_message())}", err=True)
+            status = error.exit_code
+        except DispytchError as error:
+            click.echo(f"Error: {error}", err=True)
+            status = USAGE if isinstance(error, ConfigError | BackendNotFoundError) else FAILURE
+        except (click.Abort, KeyboardInterrupt):
+            status = INTERRUPTED
+        sys.exit(status or 0)
+
+
+def without_urls(text: str) -> str:
+    """The text with everything that looks like a URL, or the end of one, left out."""
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://.*", "(a URL)", text, flags=re.DOTALL)
+
+
+@click.group(
+    cls=App, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.version_option(package_name="dispytch")
+@click.pass_context
+def app(context: click.Context) -> None:
+    """Typed events over any broker: see what is installed, look up a schema, emit."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for command in (backends, schema, emit, demo):
+    app.add_command(command)

@@ -1,0 +1,5 @@
+"""Helpers for tests: `Recorder` tells what was emitted. Needs no test framework."""
+
+from dispytch.testing.recorder import RecordedMessage, Recorder
+
+__all__ = ["RecordedMessage", "Recorder"]

@@ -1,0 +1,167 @@
+"""Every task of the workspace: `python -m nox -l` lists them, `python -m nox -s NAME` runs one."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+SUPPORTED = ("3.11", "3.12", "3.13")
+SOURCES = ("core/src", *(f"plugins/{name}/src" for name in PLUGINS))
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typing", "tests"]
+
+
+def _candidates(version: str) -> Iterator[Path]:
+    if found := shutil.which(f"python{version}"):
+        yield Path(found)
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    yield from pyenv.glob(f"versions/{version}.*/bin/python{version}")
+
+
+def _find_interpreters() -> list[str]:
+    """The supported versions this machine has; puts on PATH those that only pyenv knows."""
+    found: list[str] = []
+    for version in SUPPORTED:
+        for python in _candidates(version):
+            # A shim of pyenv may be there for a version that is not selected: ask it.
+            if subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0:
+                if shutil.which(f"python{version}") != str(python):
+                    os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+                found.append(version)
+                break
+    return found
+
+
+PYTHONS = _find_interpreters()
+NEWEST = PYTHONS[-1]
+
+
+def _install(session: nox.Session, *plugins: str, groups: tuple[str, ...] = ("test",)) -> None:
+    """Install the core and some plugins from source, with the pinned versions of all else."""
+    wanted = [requirement for group in groups for requirement in _group(group)]
+    sources = [f"./plugins/{name}" for name in plugins]
+    editable = [argument for source in ("./core[cli]", *sources) for argument in ("-e", source)]
+    session.install("-c", "constraints.txt", *editable, *wanted)
+
+
+def _group(name: str) -> tuple[str, ...]:
+    """The requirements of a dependency group, for installers that don't know groups yet."""
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
+
+
+TESTED = ["core", *PLUGINS, "all"]
+
+
+def _tests_of(what: str, python: str) -> list[str]:
+    """The tests that fit what is installed. With all installed: what needs all, and the faults."""
+    if what == "core":
+        return ["tests/core"]
+    if what in PLUGINS:
+        return [f"tests/plugins/{what}"]
+    together = ["tests/together", "tests/docs"]
+    return [*together, "tests/brokers", "tests/chaos"] if python == NEWEST else together
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("what", TESTED, ids=TESTED)
+def tests(session: nox.Session, what: str) -> None:
+    """The core without any broker's client, each plugin alone with the core, all together."""
+    plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
+    groups = ("test",) if what == "core" else ("test", "brokers")
+    _install(session, *plugins, groups=groups)
+    session.run("pytest", *_tests_of(what, str(session.python)), *session.posargs)
+
+
+@nox.session(python=SUPPORTED[0] if SUPPORTED[0] in PYTHONS else NEWEST)
+def lowest(session: nox.Session) -> None:
+    """All tests but the faults, with the lowest versions the packages say they work with."""
+    session.install("uv")
+    packages = [f"./plugins/{name}" for name in PLUGINS]
+    session.run(
+        "uv", "pip", "install", "--resolution=lowest-direct", "--reinstall-package=dispytch",
+        "./core[cli]", *packages, *_group("test"), *_group("brokers"),
+    )  # fmt: skip
+    session.run("pytest", "tests/core", "tests/plugins", "-m", "not chaos", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+@nox.parametrize("what", TESTED, ids=TESTED)
+def wheels(session: nox.Session, what: str) -> None:
+    """Build all packages, install the wheels in a fresh environment, run the tests against them."""
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("build", "hatchling")
+    for package in ("core", *(f"plugins/{name}" for name in PLUGINS)):
+        session.run(
+            "python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True
+        )
+    plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
+    names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
+    built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
+    groups = _group("test") + (() if what == "core" else _group("brokers"))
+    extra = f"{built[0]}[cli]"
+    session.install("-c", "constraints.txt", "--reinstall", extra, *built[1:], *groups)
+    session.run("pytest", *_tests_of(what, ""), *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def demo(session: nox.Session) -> None:
+    """Typed events through the built-in backend, which needs no server."""
+    _install(session, *PLUGINS, groups=())
+    session.run("dispytch", "demo", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def docs(session: nox.Session) -> None:
+    """Execute every snippet of README and docs."""
+    _install(session, *PLUGINS, groups=("test", "brokers"))
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def lint(session: nox.Session) -> None:
+    """Ruff, linter and formatter."""
+    session.install("-c", "constraints.txt", *_group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=NEWEST)
+def typing(session: nox.Session) -> None:
+    """Mypy --strict and pyright, on the sources and on the type tests of the public API."""
+    _install(session, *PLUGINS, groups=("test", "brokers", "typing"))
+    session.run("mypy", *SOURCES)
+    session.run("mypy", "tests/typing")
+    session.run("mypy", "--config-file", "tests/typing/pydantic_plugin.ini", "tests/typing")
+    session.run("mypy", "tests/brokers", "tests/chaos")
+    session.run("pyright", *SOURCES, "tests/typing")
+
+
+@nox.session(python=NEWEST)
+def bench(session: nox.Session) -> None:
+    """Measure: imports, and emitting without a network, beside pydantic alone."""
+    _install(session, *PLUGINS, groups=())
+    session.run("python", "tests/bench/emitting.py", *session.posargs)
+
+
+@nox.session(python=NEWEST)
+def pins(session: nox.Session) -> None:
+    """Write constraints.txt anew: the newest versions of everything, without a word on origin."""
+    session.install("uv")
+    projects = ["core/pyproject.toml", *(f"plugins/{name}/pyproject.toml" for name in PLUGINS)]
+    own = [
+        f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in PLUGINS))
+    ]
+    session.run(
+        "uv", "pip", "compile", "--universal", "--upgrade", "--quiet", "--python-version=3.11",
+        "--no-annotate", "--no-header", *own, *projects, "pyproject.toml",
+        "--all-extras", "--group=dev", "-o", "constraints.txt",
+    )  # fmt: skip
