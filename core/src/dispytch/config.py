@@ -248,7 +248,8 @@ def _compile(
         }
     if isinstance(value, list | tuple):
         steps = [(member, _compile(member, lookup, templates)) for member in value]
-        return lambda source: tuple(
+        build = list if isinstance(value, list) else tuple  # RabbitMQ's headers tell them apart
+        return lambda source: build(
             member if fill is None else fill(source) for member, fill in steps
         )
     return None

@@ -1,0 +1,22 @@
+"""What the plugin registers; imports no client."""
+
+from dispytch import Backend, Capabilities, hookimpl
+from dispytch_rabbitmq.config import RabbitMQConnection, RabbitMQEventConfig
+
+__all__ = ["dispytch_backend"]
+
+
+@hookimpl
+def dispytch_backend() -> Backend:
+    """The `rabbitmq` backend."""
+    return Backend(
+        name="rabbitmq",
+        event_config=RabbitMQEventConfig,
+        connection=RabbitMQConnection,
+        producer="dispytch_rabbitmq.producer:RabbitMQProducer",
+        capabilities=Capabilities(
+            durable=True, confirms=True, headers=True, keys=True, ttl=True, priority=True
+        ),
+        topic_delimiter=".",
+        schemes=("amqp", "amqps"),
+    )
