@@ -1,7 +1,7 @@
 """Connection: what a URL becomes. Nothing of a URL is ever repeated in a message."""
 
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, ValidationError
@@ -130,5 +130,10 @@ def _shown(name: str) -> str:
 
 
 def _names_code(annotation: Any, metadata: list[Any]) -> bool:
-    """Whether text for this field would be imported as code."""
-    return any(ImportString in (item, type(item)) for item in (annotation, *metadata))
+    """Whether text for this field, or for a part of it, would be imported as code."""
+    return any(
+        ImportString in (item, type(item))
+        or _names_code(None, [*get_args(item), getattr(item, "__value__", None)])
+        for item in (annotation, *metadata)
+        if item is not None
+    )
