@@ -95,7 +95,7 @@ def expected(given_layers: list[dict[str, Any] | None]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in given_layers:
         for name, value in (layer or {}).items():
-            both = name == "headers" and merged.get("headers") and value
+            both = name == "headers" and merged.get("headers") and value is not None
             merged[name] = {**merged["headers"], **value} if both else value
     return merged
 

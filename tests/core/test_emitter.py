@@ -313,7 +313,7 @@ async def test_start_that_takes_too_long_is_a_connect_error_and_cleans_up() -> N
     assert producer.calls == ["stop"]
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True])
+@pytest.mark.parametrize("timeout", [None, "5", 0, -1, float("inf"), float("nan"), True])
 def test_timeout_that_is_no_time_is_refused(timeout: Any) -> None:
     """The deadline is a positive number of seconds."""
     with pytest.raises(ConfigError, match="timeout"):
@@ -710,3 +710,95 @@ async def test_two_class_configs_for_one_backend_are_refused_by_name() -> None:
     async with EventEmitter(Scripted()) as emitter:
         with pytest.raises(ConfigError, match="MyCustomConfig and Sub are both MyCustomConfig"):
             await emitter.emit(Twice())
+
+
+async def pass_on(ctx: EmitContext, call_next: Any) -> Receipt:
+    receipt: Receipt = await call_next(ctx)
+    return receipt
+
+
+async def test_emit_many_with_middleware_has_one_deadline() -> None:
+    """However many events wait their turn, the batch ends soon after its deadline."""
+    emitter = EventEmitter(Scripted(forever), middleware=[pass_on], timeout=0.05)
+    async with emitter, asyncio.timeout(2):
+        with pytest.raises(EmitManyError) as caught:
+            await emitter.emit_many([Keyless(n=n) for n in range(100)])
+    first, *rest = caught.value.results
+    assert isinstance(first, ProducerTimeout)
+    assert {type(result) for result in rest} == {EmitRejected}
+
+
+async def test_veto_in_a_batch_is_not_told_to_on_error(memory: Any) -> None:
+    """The hook that raised knows, in a batch as on its own."""
+    emitter, _ = memory
+    told: list[Any] = []
+    emitter.on_error(lambda _event, error: told.append(error))
+
+    @emitter.before_emit
+    def veto(event: Ping) -> None:
+        if event.n:
+            raise KeyError(event.n)
+
+    with pytest.raises(EmitManyError) as caught:
+        await emitter.emit_many([Ping(who="a"), Ping(who="b", n=1)])
+    assert isinstance(caught.value.results[1], KeyError)
+    assert told == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_producers_own_timeout_is_unknown_in_a_batch_too(many: bool) -> None:
+    """One event or several: a TimeoutError of the producer is `ProducerTimeout`, cause chained."""
+    own = TimeoutError("mine")
+    told: list[Any] = []
+    async with EventEmitter(Scripted(raising(own))) as emitter:
+        emitter.on_timeout(told.append)
+        with pytest.raises((ProducerTimeout, EmitManyError)) as caught:
+            await (emitter.emit_many([Ping()]) if many else emitter.emit(Ping()))
+    error: Any = (
+        caught.value.results[0] if isinstance(caught.value, EmitManyError) else caught.value
+    )
+    assert isinstance(error, ProducerTimeout)
+    assert len(told) == 1
+    cause: Any = error.__cause__
+    while cause is not own:
+        cause = cause.__cause__
+
+
+async def test_middleware_that_returns_no_receipt_is_told() -> None:
+    """A forgotten `return` neither passes for an accepted emit nor fails without a reason."""
+
+    async def forgetful(ctx: EmitContext, call_next: Any) -> Any:
+        await call_next(ctx)
+
+    async with EventEmitter(MemoryProducer(), middleware=[forgetful]) as emitter:
+        with pytest.raises(EmitUnknown, match="NoneType") as caught:
+            await emitter.emit(Ping())
+    assert caught.value.topic == "pings.me"
+
+
+async def test_stop_cancelled_while_it_flushes_still_stops_the_producer() -> None:
+    """A second Ctrl-C must not leave a client open that nothing can close any more."""
+
+    class Flushing(Scripted):
+        async def flush(self) -> None:
+            await forever()
+
+        async def stop(self) -> None:
+            stopped.set()
+
+    stopped = asyncio.Event()
+    emitter = EventEmitter(Flushing())
+    await emitter.start()
+    stopping = asyncio.create_task(emitter.stop())
+    await asyncio.sleep(0.01)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert stopped.is_set()
+
+
+async def test_emit_refused_before_start_names_its_topic() -> None:
+    """Every EmitError carries event, backend and topic."""
+    with pytest.raises(EmitRejected) as caught:
+        await EventEmitter(MemoryProducer()).emit(Ping())
+    assert (caught.value.topic, caught.value.backend) == ("pings.me", "memory")

@@ -390,3 +390,38 @@ def test_import_of_the_core_stays_thin(tmp_path: Any) -> None:
         "sys.exit(repr(bad & set(sys.modules)) if bad & set(sys.modules) else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ)
+
+
+# What pydantic does to an instance afterwards
+
+
+class Assigned(EventBase, validate_assignment=True, extra="allow"):
+    n: int = 0
+
+
+def test_config_survives_assignment_that_validates() -> None:
+    """Validating an assignment neither loses the config nor takes it into the body."""
+    event = Assigned(n=1, more=2, __backend_config__=OWN)
+    event.n = 3
+    assert event.__backend_config__ is OWN
+    assert event.model_extra == {"more": 2}
+
+
+def test_model_construct_takes_the_config_like_the_constructor() -> None:
+    """`model_construct` keeps a config object and never lets one into the body."""
+    assert UserCreated.model_construct(__backend_config__=OWN).__backend_config__ is OWN
+    hostile = Open.model_construct(__backend_config__={"partition_key": "evil"})
+    assert hostile.__backend_config__ is None
+    assert not hostile.model_extra
+
+
+class WrongTwice(UserCreated):
+    model_config = ConfigDict(defer_build=True)
+    __topic__ = "{nope}"
+
+
+def test_deferred_mistake_is_told_every_time() -> None:
+    """A class that is found wrong when first used is still wrong the second time."""
+    for _ in range(2):
+        with pytest.raises(TemplateError, match="nope"):
+            definition_of(WrongTwice)

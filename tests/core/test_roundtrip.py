@@ -376,3 +376,33 @@ async def test_serializer_replaces_the_format() -> None:
     async with EventEmitter(producer, serializer=Spaced()) as emitter:
         await emitter.emit(event)
     assert producer.messages[0].payload == f"e {event.id} 5".encode()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user_id": (int, Field(alias="id"))},
+        {"a": (int, Field(alias="x")), "b": (int, Field(alias="x"))},
+    ],
+)
+def test_two_fields_written_under_one_name_are_refused(fields: dict[str, Any]) -> None:
+    """Of two values under one key only one would come back; `id` is the envelope's."""
+    namespace = {name: field for name, (_, field) in fields.items()}
+    annotations = {name: annotation for name, (annotation, _) in fields.items()}
+    error = refused(__annotations__=annotations, **namespace)
+    assert error.field in fields
+
+
+def test_bytes_written_in_another_way_than_read_are_refused() -> None:
+    """`ser_json_bytes` without the same `val_json_bytes` gives other bytes to the receiver."""
+    config = ConfigDict(ser_json_bytes="base64")
+    assert refused(__annotations__={"raw": bytes}, model_config=config).field == "raw"
+
+
+class Annotations(Base):
+    many: list[Annotated[int, {"a note": "that has no hash"}]] = Field(default=[])
+
+
+async def test_annotations_may_hold_anything() -> None:
+    """Metadata of other libraries inside a field's type is none of our business."""
+    assert (await emitted(Annotations(many=[1])))["body"] == {"many": [1]}

@@ -130,7 +130,7 @@ def _merge_one(members: list[BaseModel]) -> BaseModel:
     values: dict[str, Any] = {}
     for config in members:
         for name, value in explicit(config).items():
-            if name == "headers" and values.get(name) and value:
+            if name == "headers" and values.get(name) and value is not None:
                 value = _merge_headers(values[name], value)  # noqa: PLW2901
             values[name] = value
     return revalidated(

@@ -103,6 +103,14 @@ class EventBase(BaseModel, metaclass=ModelMetaclass):
         # Not a custom __init__ for pydantic: validating data never comes through here.
         __init__.__pydantic_base_init__ = True
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            own = self.__dict__.get(_CONFIG)
+            super().__setattr__(name, value)
+            # `validate_assignment` with `extra="allow"` takes it for an extra field of the body.
+            if own is not None and _CONFIG not in self.__dict__:
+                (self.__pydantic_extra__ or {}).pop(_CONFIG, None)
+                object.__setattr__(self, _CONFIG, own)
+
     @classmethod
     def __pydantic_on_complete__(cls) -> None:
         """Parse the templates and check the class, as soon as its fields are known."""
@@ -123,6 +131,15 @@ class EventBase(BaseModel, metaclass=ModelMetaclass):
         if keeps_extra or not getattr(cls.__init__, "__pydantic_base_init__", False):
             return core_schema.no_info_before_validator_function(_without_config, schema)
         return schema
+
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+        """Pydantic's `model_construct`; a `__backend_config__` counts as in the constructor."""
+        config = values.pop(_CONFIG, None)
+        event = super().model_construct(_fields_set, **values)
+        if config is not None:
+            _set_config(event, config)
+        return event
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
         """Pydantic's `model_copy`; a `__backend_config__` in `update` must be a config object."""
@@ -211,6 +228,9 @@ def definition_of(cls: type[EventBase]) -> EventDefinition:
             f"call {cls.__name__}.model_rebuild() where its name is known",
             event=cls,
         ) from error
+    if "__dispytch_definition__" not in cls.__dict__:
+        # Pydantic completes a class only once: what was wrong with it then is still wrong.
+        cls.__dispytch_definition__ = EventDefinition(cls)
     return cast("EventDefinition", cls.__dispytch_definition__)
 
 

@@ -9,7 +9,16 @@ from pydantic import BaseModel
 
 from dispytch.errors import EmitRejected, ProducerTimeout
 
-__all__ = ["Details", "Outcome", "Outgoing", "Producer", "Receipt", "not_sent", "past_deadline"]
+__all__ = [
+    "Details",
+    "Outcome",
+    "Outgoing",
+    "Producer",
+    "Receipt",
+    "not_sent",
+    "past_deadline",
+    "too_late",
+]
 
 Details: TypeAlias = Mapping[str, Any] | None
 """What a broker says of an accepted event (Kafka: partition and offset), or None."""
@@ -163,13 +172,14 @@ class Producer:
 
     async def _outcome_of(self, out: Outgoing) -> Outcome:
         if asyncio.get_running_loop().time() >= out.deadline:
-            return EmitRejected("not sent: the deadline passed before its turn", retriable=True)
-        scope = asyncio.timeout_at(out.deadline)
+            return too_late()
         try:
-            async with scope:
+            async with asyncio.timeout_at(out.deadline):
                 return await self.send_message(out)
-        except TimeoutError as error:
-            return past_deadline(out) if scope.expired() else error
+        except TimeoutError as error:  # ours or the producer's own: unknown in both cases
+            late = past_deadline(out)
+            late.__cause__ = error
+            return late
         except Exception as error:  # noqa: BLE001 - it is this event's outcome
             return error
 
@@ -179,6 +189,11 @@ def not_sent(out: Outgoing) -> EmitRejected:
     return EmitRejected(
         f"not sent: an earlier event of the batch with the key {out.key!r} failed", retriable=True
     )
+
+
+def too_late() -> EmitRejected:
+    """The outcome of an event of a batch whose turn never came."""
+    return EmitRejected("not sent: the deadline passed before its turn", retriable=True)
 
 
 def past_deadline(out: Outgoing) -> ProducerTimeout:

@@ -30,12 +30,25 @@ def check_round_trip(cls: type[BaseModel]) -> None:
             raise _error(
                 cls, path + name, "is computed and written, but extra='forbid' refuses it when read"
             )
+        writers: dict[str, str] = {}
+        for name, written in _written(model):
+            if (other := writers.setdefault(written, name)) != name:
+                raise _error(cls, path + name, f"is written as {written!r}, like {other!r}")
         for name, field in model.model_fields.items():
             if model is cls and name == "id":
                 continue
             problem = _problem(model, name, field)
             if problem:
                 raise _error(cls, path + name, problem)
+
+
+def _written(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Each name that is written, with the key it is written under."""
+    for name, field in model.model_fields.items():
+        if not field.exclude:
+            yield name, field.serialization_alias or name
+    for name, computed in model.model_computed_fields.items():
+        yield name, computed.alias or name
 
 
 def _error(cls: type[BaseModel], field: str, problem: str) -> EventDefinitionError:
@@ -61,7 +74,15 @@ def _problem(model: type[BaseModel], name: str, field: FieldInfo) -> str | None:
     serialized = decorated or any(
         isinstance(item, PlainSerializer | WrapSerializer) for item in field.metadata
     )
-    if not serialized and {SecretStr, SecretBytes} & set(_mentioned(field.annotation)):
+    mentioned = list(_mentioned(field.annotation))  # no set: metadata may be unhashable
+    config = model.model_config
+    if (
+        not serialized
+        and (bytes in mentioned or bytearray in mentioned)
+        and config.get("ser_json_bytes", "utf8") != config.get("val_json_bytes", "utf8")
+    ):
+        return "holds bytes; set val_json_bytes to the same as ser_json_bytes"
+    if not serialized and (SecretStr in mentioned or SecretBytes in mentioned):
         return "is a secret, written as asterisks; give it a field_serializer or leave it out"
     return None
 

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 from dispytch.emitter.observers import GRACE
-from dispytch.emitter.outcome import receipt
+from dispytch.emitter.outcome import deadline_passed, receipt
 from dispytch.errors import EmitRejected
 from dispytch.event import EventBase
-from dispytch.producer import Outgoing, Producer, Receipt
+from dispytch.producer import Outgoing, Producer, Receipt, too_late
 
 __all__ = ["Batch", "Result", "emit_lanes", "held_back"]
 
@@ -85,11 +85,14 @@ async def emit_lanes(
     events: Sequence[EventBase],
     key_of: Callable[[EventBase], Hashable | None],
     emit: Callable[[EventBase], Awaitable[Receipt]],
+    deadline: float,
 ) -> list[Result]:
     """Emit one by one within a key and keys side by side; keyless events are one lane.
 
-    For emitters with middleware, which may wait for anything between two events.
+    For emitters with middleware, which may wait for anything between two events. All of them
+    share one deadline, after which nothing more is begun.
     """
+    clock = asyncio.get_running_loop().time
     results: dict[int, Result] = {}
     lanes: dict[Hashable, list[int]] = {}
     for index, event in enumerate(events):
@@ -101,10 +104,17 @@ async def emit_lanes(
             if failed and key is not None:
                 results[index] = held_back(key)
                 continue
+            if clock() >= deadline:
+                results[index], failed = too_late(), True
+                continue
+            scope = asyncio.timeout_at(deadline + GRACE)  # its own deadline may be much later
             try:
-                results[index] = await emit(events[index])
+                async with scope:
+                    results[index] = await emit(events[index])
             except Exception as error:  # noqa: BLE001 - it is this event's outcome
-                results[index], failed = error, True
+                expired = scope.expired() and isinstance(error, TimeoutError)
+                results[index] = deadline_passed(events[index]) if expired else error
+                failed = True
 
     async with asyncio.TaskGroup() as group:
         for key, lane in lanes.items():

@@ -4,10 +4,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from dispytch.errors import EmitUnknown
 from dispytch.event import EventBase
 from dispytch.producer import Receipt
 
-__all__ = ["CallNext", "EmitContext", "Middleware", "chain"]
+__all__ = ["CallNext", "EmitContext", "Middleware", "chain", "returned"]
 
 
 @dataclass(slots=True)
@@ -41,6 +42,20 @@ def chain(middleware: Sequence[Middleware], send: CallNext) -> CallNext | None:
     for each in reversed(middleware):
         send = _around(each, send)
     return send
+
+
+def returned(result: Any) -> Receipt:
+    """What the chain returned, which only a Receipt makes an accepted emit.
+
+    Raises:
+        EmitUnknown: a middleware returned something else, and hides what became of the event.
+    """
+    if not isinstance(result, Receipt):
+        raise EmitUnknown(
+            f"a middleware returned a {type(result).__name__}, not the Receipt of "
+            "`await call_next(ctx)`; the event may have arrived"
+        )
+    return result
 
 
 def _around(middleware: Middleware, call_next: CallNext) -> CallNext:

@@ -10,7 +10,7 @@ from dispytch import plugins
 from dispytch.config import Given, checked, merge, own_layer
 from dispytch.emitter.batch import Batch, emit_lanes
 from dispytch.emitter.bounded import attempt, within
-from dispytch.emitter.context import EmitContext, Middleware, chain
+from dispytch.emitter.context import EmitContext, Middleware, chain, returned
 from dispytch.emitter.observers import GRACE, Observers
 from dispytch.emitter.outcome import completed, deadline_passed, receipt
 from dispytch.emitter.plan import Plans
@@ -60,7 +60,9 @@ class EventEmitter:
         timeout: float = 30.0,
     ) -> None:
         _check_producer(producer)
-        if isinstance(timeout, bool) or not 0 < timeout < float("inf"):
+        seconds: object = timeout
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not (number and 0 < timeout < float("inf")):
             raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
         where = "EventEmitter(config=...)"
         defaults = own_layer(checked(config, where), producer.event_config, producer.backend, where)
@@ -140,7 +142,7 @@ class EventEmitter:
                 if self._chain is None:
                     emitted = await self._send(self._plans.outgoing(event, config, deadline))
                 else:
-                    emitted = await self._chain(self._context(event, config))
+                    emitted = returned(await self._chain(self._context(event, config)))
         except Exception as error:
             expired = scope.expired() and isinstance(error, TimeoutError)
             if vetoable and not expired:
@@ -182,6 +184,7 @@ class EventEmitter:
                 given,
                 lambda event: self._plans.ordering_key(event, config),
                 lambda event: self.emit(event, config=config),
+                deadline,
             )
         )
         for event, result in zip(given, results, strict=True):
@@ -196,9 +199,14 @@ class EventEmitter:
         self, events: list[EventBase], config: Given, deadline: float
     ) -> list[Receipt | BaseException]:
         observers, plans = self._observers, self._plans
+        vetoes: set[int] = set()  # by identity: the hook that raised one knows
 
         async def encode(event: EventBase) -> Outgoing:
-            await observers.ask(event)
+            try:
+                await observers.ask(event)
+            except Exception as veto:
+                vetoes.add(id(veto))
+                raise
             return plans.outgoing(event, config, deadline)
 
         batch = Batch(
@@ -209,7 +217,7 @@ class EventEmitter:
             results.append(deadline_passed(event) if result is None else result)
             if isinstance(results[-1], Receipt):
                 await observers.tell(observers.after, deadline, event, results[-1])
-            else:
+            elif id(results[-1]) not in vetoes:
                 failure = self._completed(results[-1], event)
                 await observers.tell_failure(event, failure, deadline)
         return results
@@ -260,7 +268,12 @@ class EventEmitter:
             if self._loop is None
             else "belongs to another event loop or process; make one where you emit"
         )
-        raise EmitRejected(f"this emitter {problem}", event=event, backend=self._producer.backend)
+        raise EmitRejected(
+            f"this emitter {problem}",
+            event=event,
+            backend=self._producer.backend,
+            topic=self._plans.topic_of(event),
+        )
 
     def _completed(self, error: BaseException, event: EventBase) -> BaseException:
         return completed(error, event, self._plans.topic_of(event), self._producer)
@@ -340,8 +353,10 @@ class EventEmitter:
         self._loop = None
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._timeout
-        await self._attempt("flush", self._producer.flush, self._timeout)
-        await self._attempt("stop", self._producer.stop, max(deadline - clock(), GRACE))
+        try:
+            await self._attempt("flush", self._producer.flush, self._timeout)
+        finally:  # cancelled while it flushes, it still closes what is open
+            await self._attempt("stop", self._producer.stop, max(deadline - clock(), GRACE))
 
     async def ping(self) -> None:
         """Ask the broker for a sign of life.
