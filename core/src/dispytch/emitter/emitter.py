@@ -96,8 +96,7 @@ class EventEmitter:
             raise ConfigError(
                 f"backend {backend.name!r} takes no URL; give EventEmitter a producer"
             )
-        connection = connect(url, backend.connection)
-        producer = backend.load_producer().from_connection(connection)
+        producer = backend.make_producer(connect(url, backend.connection))
         return cls(
             producer, config=config, serializer=serializer, middleware=middleware, timeout=timeout
         )
