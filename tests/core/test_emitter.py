@@ -262,10 +262,10 @@ def test_emitting_in_a_forked_process_is_rejected_at_once() -> None:
 
     async def parent() -> int:
         async with EventEmitter(MemoryProducer()) as emitter:
-            emitter._process = os.getpid() + 1  # as the child of a fork would see it
+            emitter._lifecycle._process = os.getpid() + 1  # as the child of a fork would see it
             with pytest.raises(EmitRejected, match="process"):
                 await emitter.emit(Ping())
-            emitter._process = os.getpid()
+            emitter._lifecycle._process = os.getpid()
             return len((await emitter.emit(Ping())).event_id)
 
     assert asyncio.run(parent()) == 36
@@ -669,9 +669,9 @@ async def test_from_url_shares_the_broker_of_a_name() -> None:
 
 def test_logger_is_named_after_the_package() -> None:
     """Everything logged goes to the logger `dispytch`."""
-    from dispytch.emitter import bounded
+    from dispytch.emitter import lifecycle
 
-    assert bounded.logger is logging.getLogger("dispytch")
+    assert lifecycle.logger is logging.getLogger("dispytch")
 
 
 async def test_configs_of_several_backends_with_placeholders_reach_memory(
@@ -802,3 +802,113 @@ async def test_emit_refused_before_start_names_its_topic() -> None:
     with pytest.raises(EmitRejected) as caught:
         await EventEmitter(MemoryProducer()).emit(Ping())
     assert (caught.value.topic, caught.value.backend) == ("pings.me", "memory")
+
+
+async def test_stop_waits_for_what_is_under_way() -> None:
+    """Leaving flushes: an emit under way ends before its producer is stopped."""
+    sent, release = asyncio.Event(), asyncio.Event()
+
+    async def act(out: Outgoing) -> None:
+        sent.set()
+        await release.wait()
+
+    producer = Scripted(act)
+    emitter = EventEmitter(producer)
+    await emitter.start()
+    emitting = asyncio.ensure_future(emitter.emit(Ping()))
+    batch = asyncio.ensure_future(emitter.emit_many([Keyless()]))
+    await sent.wait()
+    stopping = asyncio.ensure_future(emitter.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(EmitRejected):
+        await emitter.emit(Ping())
+    assert producer.calls == ["start"]
+    release.set()
+    await stopping
+    assert producer.calls == ["start", "flush", "stop"]
+    assert isinstance(await emitting, Receipt)
+    assert len(await batch) == 1
+
+
+async def test_starts_and_stops_at_once_do_not_mix() -> None:
+    """Concurrent starts start once; a stop during a start stops what it started."""
+    producer = Scripted()
+    emitter = EventEmitter(producer)
+    await asyncio.gather(emitter.start(), emitter.start())
+    assert producer.calls == ["start"]
+    await emitter.stop()
+    starting = asyncio.ensure_future(emitter.start())
+    await asyncio.sleep(0)
+    await asyncio.gather(emitter.stop(), starting)
+    with pytest.raises(EmitRejected):
+        await emitter.emit(Ping())
+    assert producer.calls.count("stop") == 2
+
+
+async def test_stopping_in_another_loop_is_refused() -> None:
+    """Only the loop an emitter runs in can stop it."""
+    producer = Scripted()
+    async with EventEmitter(producer) as emitter:
+        with pytest.raises(ConfigError, match="another event loop"):
+            await asyncio.to_thread(lambda: asyncio.run(emitter.stop()))
+        assert await emitter.emit(Ping())
+
+
+def test_emitter_can_be_started_again_in_another_loop() -> None:
+    """A stopped emitter, or one whose loop is gone, may run elsewhere."""
+    emitter = EventEmitter(Scripted())
+
+    async def once(stop: bool) -> None:
+        await asyncio.gather(emitter.start(), emitter.start())
+        await emitter.emit(Ping())
+        if stop:
+            await asyncio.gather(emitter.stop(), emitter.stop())
+
+    for stop in (True, False, True):
+        asyncio.run(once(stop))
+
+
+class FailingBatch(Scripted):
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error
+
+    async def send_messages(self, batch: Any) -> Any:
+        if self.error is None:
+            return [None]
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EmitUnknown("x"), EmitUnknown), (RuntimeError("mine"), RuntimeError),
+        (TimeoutError(), ProducerTimeout), (None, EmitUnknown),
+    ],
+)  # fmt: skip
+async def test_batch_that_fails_as_a_whole_is_each_events_outcome(
+    error: Exception | None, kind: type[Exception]
+) -> None:
+    """A producer whose send_messages raises, or miscounts, still leaves a result per event."""
+    told: list[Any] = []
+    events = [Ping(n=1), Ping(n=2)]
+    async with EventEmitter(FailingBatch(error)) as emitter:
+        emitter.on_error(lambda event, error: told.append(event))
+        emitter.on_timeout(told.append)
+        with pytest.raises(EmitManyError) as caught:
+            await emitter.emit_many(events)
+    assert [type(result) for result in caught.value.results] == [kind, kind]
+    assert told == events
+    if issubclass(kind, EmitUnknown):
+        assert [result.event for result in caught.value.results] == events
+
+
+async def test_hook_that_hangs_in_a_batch_leaves_nothing_sent() -> None:
+    """What was never handed over is certainly not stored."""
+    producer = Scripted()
+    async with EventEmitter(producer, timeout=0.01) as emitter:
+        emitter.before_emit(forever)
+        with pytest.raises(EmitManyError) as caught:
+            await emitter.emit_many([Ping(), Ping()])
+    assert [type(result) for result in caught.value.results] == [EmitRejected] * 2
+    assert producer.sent == []

@@ -1,7 +1,7 @@
 """Backend, Capabilities: what a plugin registers."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ class Backend:
         capabilities: what it promises.
         topic_delimiter: separates the segments of a topic.
         api: the plugin API it was written for.
+        origin, distribution: where it comes from, for messages; filled in when it is discovered.
         schemes: URL schemes besides the name; needed where it is registered without entry points.
 
     Raises:
@@ -79,10 +80,14 @@ class Backend:
     topic_delimiter: str = "."
     api: int = 1
     schemes: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False, repr=False)
+    distribution: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"Backend name {self.name!r}: lower-case letters, digits, + . - only")
+        if type(self.api) is not int:
+            raise ConfigError(f"Backend {self.name!r}: api must be an int, not {self.api!r}")
         for attribute in ("event_config", "connection"):
             value: Any = getattr(self, attribute)
             if value is not None and not (isinstance(value, type) and issubclass(value, BaseModel)):
@@ -105,10 +110,25 @@ class Backend:
         """
         loaded = self._load(self.producer)
         if not (isinstance(loaded, type) and issubclass(loaded, Producer)):
-            raise BackendLoadError(
-                f"backend {self.name!r}: {self.producer!r} is no Producer", name=self.name
-            )
+            raise self._broken(f"{self.producer!r} is no Producer")
         return loaded
+
+    def make_producer(self, connection: BaseModel) -> Producer:
+        """A producer for this connection, which says of itself what this backend says.
+
+        Raises:
+            BackendLoadError: as for `load_producer`.
+        """
+        kind = self.load_producer()
+        producer = kind.from_connection(connection)
+        producer.backend = self.name
+        if producer.event_config is None:
+            producer.event_config = self.event_config
+        if self.topic_delimiter != ".":
+            producer.topic_delimiter = self.topic_delimiter
+        if self.capabilities.headers and kind.send_message is not Producer.send_message:
+            producer.carries_headers = True
+        return producer
 
     def _load(self, reference: Any) -> Any:
         if not isinstance(reference, str):
@@ -117,8 +137,14 @@ class Backend:
         try:
             return getattr(import_module(module), attribute)
         except (Exception, SystemExit) as error:
-            raise BackendLoadError(
-                f"backend {self.name!r}: {reference!r} can't be imported: "
-                f"{type(error).__name__}: {error}",
-                name=self.name,
+            raise self._broken(
+                f"{reference!r} can't be imported: {type(error).__name__}: {error}"
             ) from error
+
+    def _broken(self, problem: str) -> BackendLoadError:
+        origin = f" ({self.origin})" if self.origin else ""
+        return BackendLoadError(
+            f"backend {self.name!r}{origin}: {problem}",
+            name=self.name,
+            distribution=self.distribution,
+        )

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel
-
 from dispytch.backend import Backend, Capabilities
 from dispytch.hooks import hookimpl
 from dispytch.producer import Details, Outgoing, Producer
@@ -75,7 +73,6 @@ class MemoryProducer(Producer):
     """
 
     backend = "memory"
-    event_config: ClassVar[type[BaseModel] | None] = None
     carries_headers = True
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:

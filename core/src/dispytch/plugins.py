@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -331,7 +331,11 @@ def _described(entry: _Entry, described: Any) -> list[Backend]:
                 entry, f"describes its backend by a {type(member).__name__}; expected Backend"
             )
         _check_api(member, str(entry))
-    return members
+    origin = f"plugin {entry.name!r} ({entry.module}, from {entry})"
+    return [
+        replace(member, origin=origin, distribution=entry.distribution or None)
+        for member in members
+    ]
 
 
 def _check_api(backend: Backend, origin: str) -> None:

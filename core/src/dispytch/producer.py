@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from pydantic import BaseModel
 
@@ -76,17 +76,17 @@ class Producer:
     `EmitRejected` when it certainly is not stored and `EmitUnknown` when it may be; anything else
     they raise reaches the caller of `emit` as it is. They may be cancelled at the deadline.
 
-    Class attributes:
+    Class attributes; for a producer made from a URL its `Backend` fills in what they leave out:
         backend: the name in receipts and errors.
         event_config: the schema of configs this producer takes; None takes any.
         carries_headers: whether `Outgoing.headers` travel; if not, setting one is an error.
         topic_delimiter: separates the segments of a topic; no placeholder's value may hold it.
     """
 
-    backend: ClassVar[str] = ""
-    event_config: ClassVar[type[BaseModel] | None] = None
-    carries_headers: ClassVar[bool] = False
-    topic_delimiter: ClassVar[str] = "."
+    backend: str = ""
+    event_config: type[BaseModel] | None = None
+    carries_headers: bool = False
+    topic_delimiter: str = "."
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give a producer that names no backend the name of its class."""

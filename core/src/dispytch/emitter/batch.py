@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from copy import copy
 from typing import Generic, TypeAlias, TypeVar
 
 from dispytch.emitter.observers import GRACE
 from dispytch.emitter.outcome import deadline_passed, receipt
-from dispytch.errors import EmitRejected
+from dispytch.errors import EmitRejected, EmitUnknown
 from dispytch.event import EventBase
-from dispytch.producer import Outgoing, Producer, Receipt, too_late
+from dispytch.producer import Outgoing, Producer, Receipt, past_deadline, too_late
 
 __all__ = ["Batch", "Result", "emit_lanes", "held_back"]
 
@@ -45,22 +46,37 @@ class Batch(Generic[_T]):
 
         None stands for an event whose outcome was still open after the deadline.
         """
+        ready: dict[int, Outgoing] | None = None
         scope = asyncio.timeout_at(deadline + GRACE)
         try:
             async with scope:
                 ready = await self._encode()
-                outcomes = await self._producer.send_messages(list(ready.values()))
-                for (index, out), outcome in zip(ready.items(), outcomes, strict=True):
-                    self._results[index] = (
-                        outcome
-                        if isinstance(outcome, BaseException)
-                        else receipt(out, outcome, self._producer)
-                    )
-        except TimeoutError:
+                await self._hand_over(ready)
+        except Exception as error:  # noqa: BLE001 - the producer's: each open event met it
             if not scope.expired():
-                raise
+                for index, out in (ready or {}).items():
+                    own = past_deadline(out) if isinstance(error, TimeoutError) else copy(error)
+                    self._results.setdefault(index, own)
+        if scope.expired():
             logger.warning("%s: a batch outlived its deadline", self._producer.backend)
+        if ready is None:
+            for index in range(len(self._events)):
+                self._results.setdefault(index, too_late())
         return [self._results.get(index) for index in range(len(self._events))]
+
+    async def _hand_over(self, ready: dict[int, Outgoing]) -> None:
+        outcomes = await self._producer.send_messages(list(ready.values()))
+        if len(outcomes) != len(ready):
+            raise EmitUnknown(
+                f"the producer gave {len(outcomes)} outcomes for {len(ready)} events: which are "
+                "stored can't be told"
+            )
+        for (index, out), outcome in zip(ready.items(), outcomes, strict=True):
+            self._results[index] = (
+                outcome
+                if isinstance(outcome, BaseException)
+                else receipt(out, outcome, self._producer)
+            )
 
     async def _encode(self) -> dict[int, Outgoing]:
         """What can be sent, by position; the errors of the others are results already."""

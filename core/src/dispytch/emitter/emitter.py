@@ -1,26 +1,23 @@
 """EventEmitter: its lifecycle, and the way of an event from `emit` to the producer."""
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from dispytch import plugins
 from dispytch.config import Given, checked, merge, own_layer
 from dispytch.emitter.batch import Batch, emit_lanes
-from dispytch.emitter.bounded import attempt, within
 from dispytch.emitter.context import EmitContext, Middleware, chain, returned
-from dispytch.emitter.observers import GRACE, Observers
+from dispytch.emitter.lifecycle import Lifecycle
+from dispytch.emitter.observers import Observers
 from dispytch.emitter.outcome import completed, deadline_passed, receipt
 from dispytch.emitter.plan import Plans
 from dispytch.envelope import Serializer
 from dispytch.errors import (
     ConfigError,
-    ConnectError,
     EmitManyError,
     EmitRejected,
-    ProducerTimeout,
 )
 from dispytch.event import EventBase
 from dispytch.producer import Outgoing, Producer, Receipt, past_deadline
@@ -71,8 +68,7 @@ class EventEmitter:
         self._plans = Plans(producer, defaults, serializer)
         self._observers = Observers()
         self._chain = chain(middleware, self._send_context)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
+        self._lifecycle = Lifecycle(producer, timeout)
         plugins.announce("dispytch_emitter_created", emitter=self)
 
     @classmethod
@@ -96,14 +92,13 @@ class EventEmitter:
             raise ConfigError(
                 f"backend {backend.name!r} takes no URL; give EventEmitter a producer"
             )
-        connection = connect(url, backend.connection)
-        producer = backend.load_producer().from_connection(connection)
+        producer = backend.make_producer(connect(url, backend.connection))
         return cls(
             producer, config=config, serializer=serializer, middleware=middleware, timeout=timeout
         )
 
     def __repr__(self) -> str:
-        state = "started" if self._loop is not None else "not started"
+        state = "started" if self._lifecycle.running else "not started"
         return f"<EventEmitter {self._producer.backend} {state}>"
 
     @property
@@ -212,8 +207,10 @@ class EventEmitter:
         batch = Batch(
             events, self._producer, encode, lambda event: plans.ordering_key(event, config)
         )
+        with self._lifecycle:
+            outcomes = await batch.send(deadline)
         results: list[Receipt | BaseException] = []
-        for event, result in zip(events, await batch.send(deadline), strict=True):
+        for event, result in zip(events, outcomes, strict=True):
             results.append(deadline_passed(event) if result is None else result)
             if isinstance(results[-1], Receipt):
                 await observers.tell(observers.after, deadline, event, results[-1])
@@ -225,7 +222,8 @@ class EventEmitter:
     async def _send(self, out: Outgoing) -> Receipt:
         """The one place a single event leaves by."""
         try:
-            details = await self._producer.send_message(out)
+            with self._lifecycle:
+                details = await self._producer.send_message(out)
         except TimeoutError as error:  # the producer's own: ours arrives as a cancellation
             raise past_deadline(out) from error
         return receipt(out, details, self._producer)
@@ -260,20 +258,11 @@ class EventEmitter:
         return await self._send(out)
 
     def _running_loop(self, event: EventBase) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
-        if loop is self._loop and self._process == os.getpid():
-            return loop
-        problem = (
-            "is not running: use `async with emitter`, or start it first and stop it last"
-            if self._loop is None
-            else "belongs to another event loop or process; make one where you emit"
-        )
-        raise EmitRejected(
-            f"this emitter {problem}",
-            event=event,
-            backend=self._producer.backend,
-            topic=self._plans.topic_of(event),
-        )
+        try:
+            return self._lifecycle.loop()
+        except EmitRejected as error:
+            self._completed(error, event)
+            raise
 
     def _completed(self, error: BaseException, event: EventBase) -> BaseException:
         return completed(error, event, self._plans.topic_of(event), self._producer)
@@ -316,47 +305,25 @@ class EventEmitter:
             ConnectError: the broker can't be reached, or not in time.
             ConfigError: it runs in another event loop.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is loop and self._process == os.getpid():
-            return
-        if self._loop is not None and not self._loop.is_closed() and self._process == os.getpid():
-            raise ConfigError("this emitter runs in another event loop; stop it there first")
-        started = False
-        try:
-            await within(self._timeout, self._producer.start, self._unreachable("not connected"))
-            started = True
-        finally:
-            if not started:
-                await self._attempt("stop", self._producer.stop, GRACE)
-        self._loop, self._process = loop, os.getpid()
+        await self._lifecycle.start()
 
     async def flush(self) -> None:
-        """Wait until everything handed to the producer has an outcome.
+        """Wait until every emit under way has an outcome.
 
         Raises:
             ProducerTimeout: not within `timeout` seconds.
         """
-        late = ProducerTimeout(
-            f"not everything was confirmed within {self._timeout} s",
-            backend=self._producer.backend,
-            retriable=True,
-        )
-        await within(self._timeout, self._producer.flush, late)
+        await self._lifecycle.flush()
 
     async def stop(self) -> None:
         """Refuse further emits, flush, and stop the producer; returns soon after `timeout`.
 
         What goes wrong is logged, not raised: each emit under way tells its own outcome.
+
+        Raises:
+            ConfigError: it runs in another event loop.
         """
-        if self._loop is None:
-            return
-        self._loop = None
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._timeout
-        try:
-            await self._attempt("flush", self._producer.flush, self._timeout)
-        finally:  # cancelled while it flushes, it still closes what is open
-            await self._attempt("stop", self._producer.stop, max(deadline - clock(), GRACE))
+        await self._lifecycle.stop()
 
     async def ping(self) -> None:
         """Ask the broker for a sign of life.
@@ -364,7 +331,7 @@ class EventEmitter:
         Raises:
             ConnectError: there is none, or not within `timeout` seconds.
         """
-        await within(self._timeout, self._producer.ping, self._unreachable("no answer"))
+        await self._lifecycle.ping()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -377,15 +344,6 @@ class EventEmitter:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
-
-    def _unreachable(self, problem: str) -> ConnectError:
-        backend = self._producer.backend
-        return ConnectError(f"{backend}: {problem} within {self._timeout} s", backend=backend)
-
-    async def _attempt(
-        self, what: str, call: Callable[[], Awaitable[None]], seconds: float
-    ) -> None:
-        await attempt(f"{self._producer.backend}: {what}", call, seconds)
 
 
 def _check_producer(producer: Any) -> None:

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
-from pydantic import BaseModel
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer, ProducerTimeout
 from dispytch.producer import Details, Outcome
@@ -36,7 +35,7 @@ class KafkaProducer(Producer):
     """
 
     backend = "kafka"
-    event_config: ClassVar[type[BaseModel] | None] = KafkaEventConfig
+    event_config = KafkaEventConfig
     carries_headers = True
 
     def __init__(
