@@ -2,7 +2,7 @@
 
 An `ignore` that is not needed is an error itself, so each one is a test that the mistake is seen.
 """
-# pyright: reportUnnecessaryTypeIgnoreComment=true, enableTypeIgnoreComments=false
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from typing import Any, Generic, TypeVar, assert_type
 
