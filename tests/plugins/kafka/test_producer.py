@@ -356,7 +356,6 @@ async def test_every_compression_is_readable(
     kafka_broker: KafkaAccess, topic: str, compression: str
 ) -> None:
     """Key, value and headers come back from a compressed batch as they went in."""
-    pytest.importorskip("cramjam")
     url = f"kafka://{kafka_broker.bootstrap}?compression={compression}"
     async with EventEmitter.from_url(url, timeout=10) as emitter:
         await emitter.emit_many([Padded(topic=topic, number=n, lane=n) for n in range(100)])
