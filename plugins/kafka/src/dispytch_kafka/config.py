@@ -1,7 +1,7 @@
 """KafkaEventConfig: how an event becomes a record. KafkaConnection: what a URL becomes."""
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -29,7 +29,7 @@ __all__ = ["Headers", "KafkaConnection", "KafkaEventConfig", "PartitionKey"]
 PartitionKey: TypeAlias = bytes | str | int | UUID | Decimal | date | Enum
 """What can be a key: bytes as they are, the others as the UTF-8 of their text."""
 
-Headers: TypeAlias = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+Headers: TypeAlias = Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
 """Headers of a record: a dict, or pairs where a name may come twice."""
 
 DEFAULT_PORT = 9092
