@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -157,7 +157,9 @@ async def test_middleware_headers_win_over_the_configs(
 ) -> None:
     """Headers of middleware travel, by key over those of the config."""
 
-    async def middleware(ctx: EmitContext, call_next: Any) -> Receipt:
+    async def middleware(
+        ctx: EmitContext, call_next: Callable[[EmitContext], Awaitable[Receipt]]
+    ) -> Receipt:
         ctx.headers["trace"] = b"t-1"
         ctx.headers["who"] = "middleware"
         return await call_next(ctx)

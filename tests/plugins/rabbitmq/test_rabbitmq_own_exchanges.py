@@ -99,7 +99,7 @@ async def test_unroutable_event_is_rejected_on_any_channel(
     from dispytch_rabbitmq import RabbitMQProducer
 
     channel = await connection.channel(on_return_raises=raises)
-    producer = RabbitMQProducer(channel.default_exchange)  # type: ignore[arg-type]
+    producer = RabbitMQProducer(channel.default_exchange)
     async with EventEmitter(producer, timeout=10) as emitter:
         await emitter.emit(Order(topic=queue))
         for _ in range(2):
@@ -116,7 +116,7 @@ async def test_one_bad_event_in_200_fails_alone(
 
     channel = await connection.channel()
     missing = await channel.get_exchange("missing", ensure=False)
-    producer = RabbitMQProducer(channel.default_exchange, missing)  # type: ignore[arg-type]
+    producer = RabbitMQProducer(channel.default_exchange, missing)
     good, bad = RabbitMQEventConfig(exchange=""), RabbitMQEventConfig(exchange="missing")
     foreign = RabbitMQEventConfig(exchange="", user_id="x")
     async with EventEmitter(producer, timeout=10) as emitter:

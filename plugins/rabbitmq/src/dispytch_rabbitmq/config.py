@@ -24,6 +24,12 @@ MAX_EXPIRATION = 4_294_967.295
 """Seconds: RabbitMQ keeps milliseconds in 32 bits."""
 
 _MAX_SHORT = 255
+_DELIVERY_MODES: dict[object, str] = {
+    1: "transient",
+    "transient": "transient",
+    2: "persistent",
+    "persistent": "persistent",
+}
 _EXCHANGE = re.compile(r"[a-zA-Z0-9\-_.:@#,/ ]{0,127}")
 _PORTS = {"amqp": 5672, "amqps": 5671}
 
@@ -69,9 +75,9 @@ def _reply_to(text: str) -> str:
 
 
 def _delivery_mode(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {1: "transient", 2: "persistent"}.get(value, value)
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | str) or value not in _DELIVERY_MODES:
+        raise ValueError("must be 'persistent' (or 2) or 'transient' (or 1)")
+    return _DELIVERY_MODES[value]
 
 
 def _seconds(value: Any) -> Any:
@@ -134,7 +140,7 @@ class RabbitMQEventConfig(BackendConfig):
         "Default: the connection's exchange, or the one the producer was given.",
     )
     delivery_mode: Annotated[
-        Literal["persistent", "transient"], BeforeValidator(_delivery_mode)
+        Literal["persistent", "transient"] | int, BeforeValidator(_delivery_mode)
     ] = Field(
         default="persistent",
         description="Whether the message survives a restart of the broker in a durable queue: "

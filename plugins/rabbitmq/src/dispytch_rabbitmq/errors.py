@@ -149,7 +149,7 @@ def connect_problem(error: BaseException, login: str) -> tuple[str, bool]:
     """Why a connection could not be opened, and whether trying again may help."""
     if isinstance(error, aiormq.ProbableAuthenticationError | aiormq.AuthenticationError):
         return "the broker refused the user or the password", False
-    if isinstance(error, aiormq.InvalidFrameError) and "Connection.OpenOk" in str(error):
+    if "Connection.OpenOk" in str(error):
         # aiormq does not tell the reason, with which the broker closed instead of opening.
         return "the broker refused the virtual host: it is missing, or closed to this user", False
     if isinstance(error, TimeoutError):

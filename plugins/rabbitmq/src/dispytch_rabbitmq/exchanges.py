@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from aio_pika.abc import AbstractRobustChannel
+from aio_pika.abc import AbstractExchange, AbstractRobustChannel
 from aio_pika.exchange import Exchange
 from aiormq.abc import AbstractChannel
 
@@ -23,12 +23,11 @@ class Exchanges:
         ConfigError: no exchange, two of one name, or a channel without publisher confirms.
     """
 
-    def __init__(self, exchanges: Sequence[Exchange], *, owned: bool) -> None:
+    def __init__(self, exchanges: Sequence[AbstractExchange], *, owned: bool) -> None:
         self._owned = owned
         self._by_name: dict[str, Exchange] = {}
         self._login = ""
-        for exchange in exchanges:
-            _check(exchange)
+        for exchange in map(_checked, exchanges):
             if exchange.name in self._by_name:
                 raise ConfigError(f"two exchanges are named {exchange.name!r}; give each once")
             self._by_name[exchange.name] = exchange
@@ -96,7 +95,7 @@ class Exchanges:
         return channel
 
 
-def _check(exchange: Exchange) -> None:
+def _checked(exchange: AbstractExchange) -> Exchange:
     if not isinstance(exchange, Exchange):
         raise ConfigError(
             f"expected an aio-pika exchange, got {type(exchange).__name__}; "
@@ -107,3 +106,4 @@ def _check(exchange: Exchange) -> None:
             f"the channel of exchange {exchange.name!r} has no publisher confirms: nothing would "
             "tell whether an event arrived; open it with publisher_confirms=True"
         )
+    return exchange

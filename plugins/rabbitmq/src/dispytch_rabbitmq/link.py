@@ -19,6 +19,7 @@ __all__ = ["Link", "open_channel"]
 
 logger = logging.getLogger("dispytch.rabbitmq")
 
+_CLOSE_GRACE = 0.5
 _CLOSE_TIMEOUT = 2.0
 _CHANNEL_TIMEOUT = 5.0
 
@@ -108,10 +109,11 @@ class Link:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.cancel()
-            await asyncio.wait((keeper,), timeout=_CLOSE_TIMEOUT)
-        await self._drop(grace=_CLOSE_TIMEOUT)
         self._channel = None
         self._usable.set()
+        await self._drop(grace=_CLOSE_GRACE)
+        if keeper is not None:
+            await asyncio.wait((keeper,), timeout=_CLOSE_TIMEOUT)
 
     # Keeping
 
@@ -155,12 +157,13 @@ class Link:
         if connection is None:
             return
         closing = asyncio.ensure_future(connection.close())
-        if grace:
-            await asyncio.wait((closing,), timeout=grace)
-        self._transport.abort()
+        closing.add_done_callback(_seen)
+        try:
+            if grace:
+                await asyncio.wait((closing,), timeout=grace)
+        finally:
+            self._transport.abort()  # also where the time to stop is over: then all tasks end
         await asyncio.wait((closing,), timeout=_CLOSE_TIMEOUT)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
 
     # Connecting
 
@@ -249,8 +252,13 @@ def _url(settings: RabbitMQConnection, host: str, port: int) -> str:
 async def _ended(channel: AbstractChannel) -> None:
     closing = channel.closing
     await asyncio.wait((closing,))
-    if not closing.cancelled():
-        closing.exception()  # it has been seen
+    _seen(closing)
+
+
+def _seen(done: "asyncio.Future[None]") -> None:
+    """Keep asyncio from reporting an exception that nobody needs."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _tls_context(settings: RabbitMQConnection) -> ssl.SSLContext:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, Self
 
-from aio_pika.exchange import Exchange
+from aio_pika.abc import AbstractExchange
 from aiormq.abc import AbstractChannel
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
@@ -63,7 +63,7 @@ class RabbitMQProducer(Producer):
     event_config = RabbitMQEventConfig
     carries_headers = True
 
-    def __init__(self, *exchanges: Exchange, owned: bool | None = None) -> None:
+    def __init__(self, *exchanges: AbstractExchange, owned: bool | None = None) -> None:
         if not exchanges:
             raise ConfigError(
                 "RabbitMQProducer: give at least one aio-pika exchange, or a URL to EventEmitter"
@@ -93,10 +93,10 @@ class RabbitMQProducer(Producer):
         """Close what is ours, in a few seconds also where the broker is gone."""
         publisher, self._publisher = self._publisher, None
         try:
+            await self._source.close()
+        finally:
             if publisher is not None:
                 await publisher.close(_CLOSE_TIMEOUT)
-        finally:
-            await self._source.close()
 
     async def flush(self) -> None:
         """Wait until every message has its outcome."""

@@ -1,7 +1,7 @@
 """AMQP field tables: the one place that knows which headers can travel, and how.
 
-The client's own encoder is not used: by version, it cuts long keys, rounds floats to 32 bits or
-breaks on small negative integers.
+The client's own encoder is not used: it takes no bytes, cuts long keys and rounds floats to 32
+bits.
 """
 
 import math
