@@ -99,6 +99,13 @@ class RabbitMQ(BrokerProcess, RabbitMQAccess):
             raise BrokerError(f"rabbitmqctl {arguments[0]}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def write_declarations(self) -> None:
+        """Have what was declared written to disk: the broker itself does so within seconds only.
+
+        Unlike confirmed messages, a durable queue just declared does not survive a kill.
+        """
+        self.ctl("eval", "mnesia:sync_log().")
+
     def add_user(self, user: str, password: str) -> None:
         """Add a user, without any rights yet."""
         self.ctl("add_user", "--", user, password)

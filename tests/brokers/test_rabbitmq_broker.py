@@ -116,6 +116,7 @@ async def test_clients_of_the_proxy_stay_behind_it(own_rabbitmq: RabbitMQ) -> No
 
 async def test_data_survives_a_kill_and_a_restart(own_rabbitmq: RabbitMQ) -> None:
     own_rabbitmq.declare_queue("kept")
+    await asyncio.to_thread(own_rabbitmq.write_declarations)
     async with _connection(own_rabbitmq.url) as connection:
         await _send(await connection.channel(), "kept")
     await asyncio.to_thread(own_rabbitmq.kill)

@@ -1,5 +1,6 @@
 """Emitting to RabbitMQ while it dies, freezes, restarts, or the network fails."""
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 
@@ -32,6 +33,7 @@ async def emit_through(
         return [delivery.properties["message_id"] for delivery in found]
 
     rabbitmq.declare_queue(queue)
+    await asyncio.to_thread(rabbitmq.write_declarations)
     emitter = EventEmitter.from_url(url, timeout=TIMEOUT)
     return await run(
         emitter, lambda number: Numbered(lane=number % 50), fault, read_back, timeout=TIMEOUT

@@ -5,7 +5,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 __all__ = ["InputError", "Line", "Source", "chunks"]
 
@@ -92,7 +92,7 @@ async def _in_thread(call: Callable[[], _T]) -> _T:
         if error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only beside an error
+            future.set_result(cast("_T", result))  # None only beside an error
 
     def run() -> None:
         result, failure = None, None

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from aiormq import spec
 
@@ -95,7 +95,7 @@ def make_message(out: Outgoing, exchange: str) -> Message:
         app_id=config.app_id,
     )
     if len(table) > 4:
-        properties.headers = table  # type: ignore[assignment] # encoded, see Properties
+        properties.headers = cast("Any", table)  # encoded, see Properties
     return Message(exchange, out.topic, out.payload, properties, config.mandatory, len(table))
 
 
