@@ -86,8 +86,6 @@ class Backend:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ConfigError(f"Backend name {self.name!r}: lower-case letters, digits, + . - only")
-        if type(self.api) is not int:
-            raise ConfigError(f"Backend {self.name!r}: api must be an int, not {self.api!r}")
         for attribute in ("event_config", "connection"):
             value: Any = getattr(self, attribute)
             if value is not None and not (isinstance(value, type) and issubclass(value, BaseModel)):
