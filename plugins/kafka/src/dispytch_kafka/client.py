@@ -87,7 +87,7 @@ class _NoCredentials(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is free of credentials."""
         values = record.args if isinstance(record.args, tuple) else (record.args,)
-        return not record.msg.startswith("Authenticated as") and not any(
+        return not str(record.msg).startswith("Authenticated as") and not any(
             "Sasl" in type(value).__name__ for value in values
         )
 
@@ -122,12 +122,29 @@ async def start_client(client: Any) -> None:
         ConnectError: the brokers refuse us.
         KafkaConnectionError: no broker can be reached.
     """
+    starting = asyncio.ensure_future(client.start())
     try:
-        await client.start()
+        await asyncio.wait({starting})
+    finally:
+        if not starting.done():
+            _close_bootstrapping(starting)
+            starting.cancel()
+            await asyncio.wait({starting})
+    try:
+        starting.result()
     except KafkaConnectionError:
         raise
     except (KafkaError, OSError) as error:
         raise as_connect_error(error, "can't connect to Kafka") from error
+
+
+def _close_bootstrapping(starting: asyncio.Task[None]) -> None:
+    """Close the connection that `bootstrap` keeps to itself, and forgets when it is cancelled."""
+    bootstrapping = getattr(starting.get_coro(), "cr_await", None)
+    frame = getattr(bootstrapping, "cr_frame", None)
+    connection = frame.f_locals.get("bootstrap_conn") if frame is not None else None
+    if connection is not None:
+        connection.close()
 
 
 async def _reason(settings: dict[str, Any], failure: BaseException) -> BaseException:
