@@ -11,8 +11,10 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     ProducerClosed,
 )
 
-from dispytch import ConnectError, EmitRejected, EmitUnknown
+from dispytch import ConnectError, EmitRejected, EmitUnknown, ProducerTimeout
 from dispytch_kafka.client import (
+    NO_GRACE,
+    STOP_GRACE,
     close_client,
     hand_over,
     is_started,
@@ -41,6 +43,7 @@ class Link:
         self._client = client
         self._owned = owned
         self._closes = True
+        self._grace = STOP_GRACE  # what a client gets to say goodbye
         self._replacing: asyncio.Task[None] | None = None
         self._users: Counter[Any] = Counter()  # how many deliveries each client has under way
         self._replaced: set[Any] = set()  # clients that their last user is to close
@@ -49,6 +52,7 @@ class Link:
 
     async def start(self) -> None:
         """Connect; see `KafkaProducer.start`."""
+        self._grace = STOP_GRACE
         if self._connection is not None:
             if self._client is None:
                 self._client = await open_client(self._connection)
@@ -79,7 +83,22 @@ class Link:
         if self._connection is not None:
             self._client = None
         self._replaced.clear()
-        await asyncio.gather(*self._closing, *map(close_client, clients))
+        closing = [close_client(client, self._grace) for client in clients]
+        await asyncio.gather(*self._closing, *closing)
+
+    async def flush(self) -> None:
+        """Wait until all has an outcome; see `KafkaProducer.flush`."""
+        scope = asyncio.timeout(STOP_GRACE)
+        try:
+            async with scope:
+                await self.running().flush()
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait again
+            if not scope.expired():
+                raise
+            raise ProducerTimeout(
+                f"Kafka did not confirm everything within {STOP_GRACE:g} s", retriable=True
+            ) from error
 
     def running(self) -> Any:
         """The client to send with.
