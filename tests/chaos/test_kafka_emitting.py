@@ -1,5 +1,7 @@
 """Emitting to Kafka while it dies, freezes, restarts, or the network fails."""
 
+import asyncio
+import gc
 import json
 import time
 from collections.abc import Callable, Collection
@@ -8,7 +10,7 @@ import pytest
 
 from brokers.kafka import Kafka
 from chaos.scenario import Report, run
-from dispytch import EmitUnknown, EventBase, EventEmitter
+from dispytch import ConnectError, EmitRejected, EmitUnknown, EventBase, EventEmitter
 
 pytest.importorskip("aiokafka")
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
@@ -108,3 +110,51 @@ async def test_a_refusing_network_is_waited_for(own_kafka: Kafka, unique_name: s
             proxy.restore()
 
         await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+
+
+@pytest.mark.parametrize("harm", ["kill", "freeze"])
+@pytest.mark.parametrize("timeout", [1.5, 8.0])
+async def test_stop_returns_and_leaves_nothing_with_the_broker_gone(
+    own_kafka: Kafka, unique_name: str, harm: str, timeout: float
+) -> None:
+    """The client would wait for the broker for ever: it is dropped with all its tasks."""
+
+    class Pending(EventBase):
+        __topic__ = unique_name
+        __event_type__ = "pending"
+
+    own_kafka.create_topic(unique_name)
+    before = asyncio.all_tasks()
+    emitter = EventEmitter.from_url(own_kafka.url, timeout=timeout)
+    await emitter.start()
+    await emitter.emit(Pending())
+    await asyncio.to_thread(getattr(own_kafka, harm))
+    emits = [asyncio.create_task(emitter.emit(Pending())) for _ in range(20)]
+    await asyncio.wait(emits, timeout=1.0)
+    began = time.monotonic()
+    await emitter.stop()
+    assert time.monotonic() - began < 8
+    outcomes = await asyncio.gather(*emits, return_exceptions=True)
+    assert all(isinstance(outcome, EmitUnknown) for outcome in outcomes), outcomes
+    assert time.monotonic() - began < 8
+    left = asyncio.all_tasks() - before
+    if left:  # dropping may still be at its end
+        _, left = await asyncio.wait(left, timeout=2.0)
+    assert not left
+    gc.collect()  # what was not closed would warn now, and a warning is an error
+    with pytest.raises(EmitRejected):
+        await emitter.emit(Pending())
+
+
+@pytest.mark.parametrize("harm", ["kill", "freeze"])
+async def test_ping_and_start_tell_that_the_broker_is_gone(own_kafka: Kafka, harm: str) -> None:
+    """Both are ConnectError, within the emitter's time."""
+    async with EventEmitter.from_url(own_kafka.url, timeout=2.0) as emitter:
+        await emitter.ping()
+        await asyncio.to_thread(getattr(own_kafka, harm))
+        began = time.monotonic()
+        with pytest.raises(ConnectError):
+            await emitter.ping()
+        with pytest.raises(ConnectError):
+            await EventEmitter.from_url(own_kafka.url, timeout=2.0).start()
+        assert time.monotonic() - began < 7

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import struct
 import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -485,7 +486,7 @@ def test_only_a_client_or_a_connection_makes_a_producer() -> None:
 
 
 async def test_nothing_is_left_behind(kafka_broker: KafkaAccess, topic: str) -> None:
-    """Neither tasks nor unclosed connections, after stopping, cancelling and failing to start."""
+    """Neither tasks nor unclosed connections, after emits were cancelled and after stopping."""
     before = asyncio.all_tasks()
     async with EventEmitter.from_url(f"kafka://{kafka_broker.bootstrap}", timeout=10) as emitter:
         emits = [asyncio.create_task(emitter.emit(Padded(topic=topic))) for _ in range(50)]
@@ -494,17 +495,33 @@ async def test_nothing_is_left_behind(kafka_broker: KafkaAccess, topic: str) -> 
             emit.cancel()
         outcomes = await asyncio.gather(*emits, return_exceptions=True)
         assert sum(isinstance(outcome, Receipt) for outcome in outcomes) == 25
-
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1")
-    port = silent.sockets[0].getsockname()[1]
-    with pytest.raises(ConnectError, match="not connected within"):
-        await EventEmitter.from_url(f"kafka://127.0.0.1:{port}", timeout=0.5).start()
-    silent.close()
-    await silent.wait_closed()
     del emitter
     gc.collect()  # an unclosed client would warn now, and a warning is an error
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+async def test_a_start_that_ran_out_of_time_leaves_nothing_behind(answers: int) -> None:
+    """Whether the broker says nothing at all, or nothing more after its first answer."""
+    before = asyncio.all_tasks()
+    versions = struct.pack(">hihhhhhh", 0, 2, 3, 0, 1, 18, 0, 0)  # of two requests
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(answers):
+            request = await reader.readexactly(struct.unpack(">i", await reader.readexactly(4))[0])
+            correlation = request[4:8]
+            size = struct.pack(">i", len(correlation) + len(versions))
+            writer.write(size + correlation + versions)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(ConnectError, match="not connected within"):
+        await EventEmitter.from_url(f"kafka://127.0.0.1:{port}", timeout=0.5).start()
+    server.close()
+    await server.wait_closed()
+    gc.collect()
+    await asyncio.sleep(0.1)  # the server's side of the connection has its own end
     assert asyncio.all_tasks() == before

@@ -27,6 +27,7 @@ from dispytch_kafka.record import Record, check_topic
 
 __all__ = [
     "HANDOVER_MARGIN",
+    "NO_GRACE",
     "STOP_GRACE",
     "append",
     "check_size",
@@ -48,6 +49,9 @@ T = TypeVar("T")
 
 STOP_GRACE = 5.0
 """Seconds that a client gets to send what it holds and to say goodbye."""
+
+NO_GRACE = 0.5
+"""Seconds that one gets whose brokers don't answer: enough to close sockets."""
 
 HANDOVER_MARGIN = 0.05
 """Seconds before an event's deadline when the attempt to hand it to the client ends: what was not
@@ -87,7 +91,7 @@ class _NoCredentials(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record is free of credentials."""
         values = record.args if isinstance(record.args, tuple) else (record.args,)
-        return not record.msg.startswith("Authenticated as") and not any(
+        return not str(record.msg).startswith("Authenticated as") and not any(
             "Sasl" in type(value).__name__ for value in values
         )
 
@@ -106,11 +110,11 @@ async def open_client(connection: KafkaConnection) -> Any:
     try:
         await start_client(client)
     except KafkaConnectionError as error:
-        await close_client(client, grace=0.5)
+        await close_client(client, grace=NO_GRACE)
         reason = await _reason(settings, error)
         raise as_connect_error(reason, "can't connect to Kafka") from reason
     except BaseException:  # at a deadline too: there is no time for a farewell
-        await close_client(client, grace=0.5)
+        await close_client(client, grace=NO_GRACE)
         raise
     return client
 
@@ -122,12 +126,29 @@ async def start_client(client: Any) -> None:
         ConnectError: the brokers refuse us.
         KafkaConnectionError: no broker can be reached.
     """
+    starting = asyncio.ensure_future(client.start())
     try:
-        await client.start()
+        await asyncio.wait({starting})
+    finally:
+        if not starting.done():
+            _close_bootstrapping(starting)
+            starting.cancel()
+            await asyncio.wait({starting})
+    try:
+        starting.result()
     except KafkaConnectionError:
         raise
     except (KafkaError, OSError) as error:
         raise as_connect_error(error, "can't connect to Kafka") from error
+
+
+def _close_bootstrapping(starting: asyncio.Task[None]) -> None:
+    """Close the connection that `bootstrap` keeps to itself, and forgets when it is cancelled."""
+    bootstrapping = getattr(starting.get_coro(), "cr_await", None)
+    frame = getattr(bootstrapping, "cr_frame", None)
+    connection = frame.f_locals.get("bootstrap_conn") if frame is not None else None
+    if connection is not None:
+        connection.close()
 
 
 async def _reason(settings: dict[str, Any], failure: BaseException) -> BaseException:
@@ -181,7 +202,7 @@ async def _abandon(client: Any, stopping: asyncio.Task[None]) -> None:
         await asyncio.wait(tasks, timeout=0.1)
     _fail_pending(client._message_accumulator)
     with contextlib.suppress(KafkaError, OSError):
-        await asyncio.wait_for(client.client.close(), timeout=0.5)
+        await asyncio.wait_for(client.client.close(), timeout=NO_GRACE)
 
 
 def _fail_pending(accumulator: Any) -> None:

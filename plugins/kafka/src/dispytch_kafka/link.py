@@ -11,8 +11,10 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     ProducerClosed,
 )
 
-from dispytch import ConnectError, EmitRejected, EmitUnknown
+from dispytch import ConnectError, EmitRejected, EmitUnknown, ProducerTimeout
 from dispytch_kafka.client import (
+    NO_GRACE,
+    STOP_GRACE,
     close_client,
     hand_over,
     is_started,
@@ -41,7 +43,8 @@ class Link:
         self._client = client
         self._owned = owned
         self._closes = True
-        self._replacing = asyncio.Lock()
+        self._grace = STOP_GRACE  # what a client gets to say goodbye
+        self._replacing: asyncio.Task[None] | None = None
         self._users: Counter[Any] = Counter()  # how many deliveries each client has under way
         self._replaced: set[Any] = set()  # clients that their last user is to close
         self._closing: set[asyncio.Task[None]] = set()
@@ -49,6 +52,7 @@ class Link:
 
     async def start(self) -> None:
         """Connect; see `KafkaProducer.start`."""
+        self._grace = STOP_GRACE
         if self._connection is not None:
             if self._client is None:
                 self._client = await open_client(self._connection)
@@ -70,13 +74,31 @@ class Link:
 
     async def stop(self) -> None:
         """Close what is ours to close, within a few seconds whatever happens."""
+        if self._replacing is not None and not self._replacing.done():
+            self._replacing.cancel()
+            await asyncio.wait({self._replacing})
         clients = [*self._replaced]
         if self._client is not None and self._closes:
             clients.append(self._client)
         if self._connection is not None:
             self._client = None
         self._replaced.clear()
-        await asyncio.gather(*self._closing, *map(close_client, clients))
+        closing = [close_client(client, self._grace) for client in clients]
+        await asyncio.gather(*self._closing, *closing)
+
+    async def flush(self) -> None:
+        """Wait until all has an outcome; see `KafkaProducer.flush`."""
+        scope = asyncio.timeout(STOP_GRACE)
+        try:
+            async with scope:
+                await self.running().flush()
+        except (TimeoutError, asyncio.CancelledError) as error:
+            self._grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait again
+            if not scope.expired():
+                raise
+            raise ProducerTimeout(
+                f"Kafka did not confirm everything within {STOP_GRACE:g} s", retriable=True
+            ) from error
 
     def running(self) -> Any:
         """The client to send with.
@@ -143,19 +165,23 @@ class Link:
             return queued
 
     async def _replace(self, client: Any, connection: KafkaConnection) -> None:
-        """Put a new client in the place of one that can't go on, unless that has been done."""
-        async with self._replacing:
-            if self._client is not client:
-                return
-            try:
-                successor = await open_client(connection)
-            except ConnectError as error:
-                raise EmitRejected(f"not stored, and {error}", retriable=error.retriable) from error
-            if self._client is client:
-                self._client = successor
-                self._replaced.add(client)
-            else:  # stopped meanwhile
-                await close_client(successor)
+        """Have a new client in the place of one that can't go on.
+
+        All who wait for it wait for one attempt, which none of their deadlines ends.
+        """
+        if self._client is not client:
+            return  # it has been done
+        if self._replacing is None or self._replacing.done():
+            replacing = self._put_successor(client, connection)
+            self._replacing = asyncio.get_running_loop().create_task(replacing)
+        try:
+            await asyncio.shield(self._replacing)
+        except ConnectError as error:
+            raise EmitRejected(f"not stored, and {error}", retriable=error.retriable) from error
+
+    async def _put_successor(self, client: Any, connection: KafkaConnection) -> None:
+        self._client = await open_client(connection)
+        self._replaced.add(client)
 
     def _leave(self, client: Any) -> None:
         """Close a replaced client after its last user.

@@ -8,9 +8,9 @@ from typing import Any, Self
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer, ProducerTimeout
+from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
 from dispytch.producer import Details, Outcome
-from dispytch_kafka.client import STOP_GRACE, append, partition_for, ping, queue_record
+from dispytch_kafka.client import append, partition_for, ping, queue_record
 from dispytch_kafka.config import KafkaConnection, KafkaEventConfig
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
@@ -82,16 +82,7 @@ class KafkaProducer(Producer):
         Raises:
             ProducerTimeout: not within 5 s; what is left may still arrive.
         """
-        scope = asyncio.timeout(STOP_GRACE)
-        try:
-            async with scope:
-                await self._link.running().flush()
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise ProducerTimeout(
-                f"Kafka did not confirm everything within {STOP_GRACE:g} s", retriable=True
-            ) from error
+        await self._link.flush()
 
     async def ping(self) -> None:
         """Ask any broker for the cluster's layout.
