@@ -17,7 +17,7 @@ KEY_HEADER = "x-dispytch-key"
 """The header that carries an event's key."""
 
 _DEFAULTS = RabbitMQEventConfig()
-_DELIVERY_MODES = {"transient": 1, "persistent": 2}
+_DELIVERY_MODES: dict[str | int, int] = {"transient": 1, "persistent": 2}
 
 
 class Properties(spec.Basic.Properties):
