@@ -98,6 +98,7 @@ MEANINGS: dict[type[BaseException], Meaning] = {
     asyncio.InvalidStateError: Meaning.LOST,  # ... or finds its futures done already
     asyncio.TimeoutError: Meaning.LOST,
     EOFError: Meaning.LOST,
+    StopAsyncIteration: Meaning.LOST,  # aiormq's reader at the end of the stream
     OSError: Meaning.LOST,
     ssl.SSLCertVerificationError: Meaning.LOGIN_REFUSED,
     RuntimeError: Meaning.LOST,  # "... closed", from transports and connections

@@ -123,10 +123,13 @@ class Link:
                 await _ended(self._channel)
             try:
                 await self._renew()
+                continue
             except ConnectError as error:
                 logger.warning("%s; trying again", error)
-                pause = self._settings.reconnect_interval
-                await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+            except Exception as error:  # noqa: BLE001 - a bug must not end the reconnecting
+                logger.error("rabbitmq: %s while reconnecting; trying again", type(error).__name__)  # noqa: TRY400 - a traceback may hold the login
+            pause = self._settings.reconnect_interval
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
     async def _renew(self) -> None:
         """Open a channel again, on a new connection where the old one gives none."""
