@@ -526,6 +526,6 @@ async def test_a_start_that_ran_out_of_time_leaves_nothing_behind(answers: int) 
     server.close()
     await server.wait_closed()
     gc.collect()
-    await asyncio.wait_for(
-        asyncio.gather(*filter(None, handlers)), timeout=5
-    )  # the server's side ends too
+    # The server's side of the connections ends too.
+    await asyncio.wait_for(asyncio.gather(*filter(None, handlers)), timeout=5)
+    assert asyncio.all_tasks() == before
