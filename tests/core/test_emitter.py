@@ -912,3 +912,11 @@ async def test_hook_that_hangs_in_a_batch_leaves_nothing_sent() -> None:
             await emitter.emit_many([Ping(), Ping()])
     assert [type(result) for result in caught.value.results] == [EmitRejected] * 2
     assert producer.sent == []
+
+
+async def test_one_where_several_belong_is_explained(memory: Any) -> None:
+    """A lone event or middleware is told from a list of them."""
+    with pytest.raises(ConfigError, match="several events"):
+        await memory[0].emit_many(Ping())
+    with pytest.raises(ConfigError, match="list of middleware"):
+        EventEmitter(MemoryProducer(), middleware=forever)  # type: ignore[arg-type]

@@ -61,6 +61,8 @@ class EventEmitter:
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not (number and 0 < timeout < float("inf")):
             raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if callable(middleware):
+            raise ConfigError("middleware is a list of middleware, in which one may stand alone")
         where = "EventEmitter(config=...)"
         defaults = own_layer(checked(config, where), producer.event_config, producer.backend, where)
         self._producer = producer
@@ -168,6 +170,10 @@ class EventEmitter:
             EmitRejected: nothing was sent: the emitter is not running here.
             asyncio.CancelledError: the task was cancelled; any of them may have arrived.
         """
+        if isinstance(events, EventBase):  # iterating it would give its fields
+            raise ConfigError(
+                "emit_many takes several events, in a list or the like; emit takes one"
+            )
         given = list(events)
         if not given:
             return []
