@@ -13,7 +13,6 @@ from dispytch import (
     BackendConfig,
     BackendLoadError,
     Capabilities,
-    ConfigError,
     ConfigMismatchError,
     Connection,
     EmitContext,
@@ -115,10 +114,3 @@ def test_client_that_cannot_be_imported_is_reported_with_its_distribution(
         monkeypatch.undo()
         sys.modules.pop("halfway_plugin", None)
         plugins.refresh()
-
-
-@pytest.mark.parametrize("api", ["1", None, 1.0])
-def test_api_that_is_no_int_is_refused(api: Any) -> None:
-    """`api` is compared with the core's own: anything but an int is told where it is given."""
-    with pytest.raises(ConfigError, match="api"):
-        Backend("acme", None, AcmeProducer, api=api)
