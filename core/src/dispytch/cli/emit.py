@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Hashable, Iterator
@@ -70,7 +71,7 @@ def emit(
         run = Run(emitter, recipe, timeout, tally, reporter)
         try:
             asyncio.run(run.all(source))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
             failure = 130
         except InputError as error:
             reporter.say(str(error))
@@ -178,6 +179,12 @@ class Run:
             ConnectError: the broker can't be reached; nothing was sent.
             InputError: the input can't be read on.
         """
+        # Python's own handling of Ctrl-C can come too late to wake a loop that is about to sleep.
+        # Elsewhere than in a main thread of a Unix there is only that.
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            if task is not None:
+                loop.add_signal_handler(signal.SIGINT, task.cancel)
         async with self.emitter:
             self.tally.started = time.monotonic()
             async for lines in chunks(source, CHUNK):
