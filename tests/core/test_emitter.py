@@ -822,7 +822,7 @@ async def test_stop_waits_for_what_is_under_way() -> None:
     await asyncio.sleep(0)
     with pytest.raises(EmitRejected):
         await emitter.emit(Ping())
-    assert producer.calls == ["start"]
+    assert "stop" not in producer.calls
     release.set()
     await stopping
     assert producer.calls == ["start", "flush", "stop"]

@@ -125,10 +125,10 @@ class Lifecycle:
         return True
 
     async def _drain(self) -> None:
+        await self._producer.flush()  # first: it knows of a broker that is gone
         self._idle.clear()
         if self._under_way:
             await self._idle.wait()
-        await self._producer.flush()
 
     def _unreachable(self, problem: str) -> ConnectError:
         backend = self._producer.backend
