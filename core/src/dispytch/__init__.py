@@ -4,6 +4,8 @@
 backend carries it, and `plugins` finds the backends that are installed.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dispytch import plugins
 from dispytch.backend import Backend, Capabilities
 from dispytch.config import BackendConfig
@@ -35,9 +37,11 @@ from dispytch.errors import (
     TopicError,
 )
 from dispytch.event import EventBase
-from dispytch.hooks import hookimpl
 from dispytch.producer import Outgoing, Producer, Receipt
 from dispytch.url import Connection
+
+if TYPE_CHECKING:
+    from dispytch.hooks import hookimpl
 
 __all__ = [
     "Backend",
@@ -79,3 +83,12 @@ __all__ = [
     "hookimpl",
     "plugins",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`hookimpl`, when a plugin asks for it: it imports pluggy, which a service need not."""
+    if name == "hookimpl":
+        from dispytch.hooks import hookimpl  # noqa: PLC0415
+
+        return hookimpl
+    raise AttributeError(f"module 'dispytch' has no attribute {name!r}")

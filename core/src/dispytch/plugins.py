@@ -13,10 +13,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import pluggy
 from pydantic import BaseModel
 
-from dispytch import hooks
 from dispytch.backend import PLUGIN_API, Backend
 from dispytch.errors import (
     BackendLoadError,
@@ -28,6 +26,7 @@ from dispytch.errors import (
 from dispytch.url import scheme_of
 
 if TYPE_CHECKING:
+    import pluggy
     from importlib_metadata import EntryPoint
 
 __all__ = [
@@ -99,7 +98,7 @@ def _identity(dist: Any) -> tuple[str, str]:
 
 _registered: dict[str, Backend] = {}  # by code
 _loaded: dict[str, list[Backend]] = {}  # by module
-_managers: dict[str, pluggy.PluginManager] = {}
+_managers: dict[str, "pluggy.PluginManager"] = {}
 
 
 def backends(check: bool = False) -> list[BackendInfo]:  # noqa: FBT001, FBT002 - a public signature
@@ -358,7 +357,11 @@ def _broken(entry: _Entry, problem: str) -> BackendLoadError:
     )
 
 
-def _manager(plugins: Iterable[tuple[str, object]]) -> pluggy.PluginManager:
+def _manager(plugins: Iterable[tuple[str, object]]) -> "pluggy.PluginManager":
+    import pluggy  # noqa: PLC0415 - nobody without plugins pays for it
+
+    from dispytch import hooks  # noqa: PLC0415 - it imports pluggy
+
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
     for name, plugin in plugins:
