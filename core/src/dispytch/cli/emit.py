@@ -179,8 +179,9 @@ class Run:
             ConnectError: the broker can't be reached; nothing was sent.
             InputError: the input can't be read on.
         """
-        # Python's own handling of Ctrl-C can come too late to wake a loop that is about to sleep.
-        # Elsewhere than in a main thread of a Unix there is only that.
+        # Python leaves Ctrl-C alone where the signal was ignored when it started, and its own
+        # handling may come too late to wake a loop that is about to sleep. Elsewhere than in a
+        # main thread of a Unix there is only that.
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             if task is not None:
