@@ -15,6 +15,7 @@ __all__ = [
     "Outgoing",
     "Producer",
     "Receipt",
+    "held_back",
     "not_sent",
     "past_deadline",
     "too_late",
@@ -184,11 +185,16 @@ class Producer:
             return error
 
 
-def not_sent(out: Outgoing) -> EmitRejected:
-    """The outcome of an event held back because an earlier one of its key failed."""
+def held_back(key: Hashable) -> EmitRejected:
+    """The outcome of an event not sent because an earlier one of its key failed."""
     return EmitRejected(
-        f"not sent: an earlier event of the batch with the key {out.key!r} failed", retriable=True
+        f"not sent: an earlier event of the batch with the key {key!r} failed", retriable=True
     )
+
+
+def not_sent(out: Outgoing) -> EmitRejected:
+    """The same, for an event that is ready."""
+    return held_back(out.key)
 
 
 def too_late() -> EmitRejected:

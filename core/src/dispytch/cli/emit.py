@@ -18,9 +18,9 @@ from rich.text import Text
 from dispytch.cli.lines import InputError, Line, Source, chunks
 from dispytch.cli.recipe import Recipe
 from dispytch.emitter import EventEmitter
-from dispytch.emitter.batch import Batch, Result, held_back
+from dispytch.emitter.batch import Batch, Result
 from dispytch.errors import ConfigError, EmitRejected, SerializationError, TopicError
-from dispytch.producer import Outgoing, Receipt
+from dispytch.producer import Outgoing, Receipt, held_back
 
 __all__ = ["emit"]
 

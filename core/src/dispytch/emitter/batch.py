@@ -8,11 +8,11 @@ from typing import Generic, TypeAlias, TypeVar
 
 from dispytch.emitter.observers import GRACE
 from dispytch.emitter.outcome import deadline_passed, receipt
-from dispytch.errors import EmitRejected, EmitUnknown
+from dispytch.errors import EmitUnknown
 from dispytch.event import EventBase
-from dispytch.producer import Outgoing, Producer, Receipt, past_deadline, too_late
+from dispytch.producer import Outgoing, Producer, Receipt, held_back, past_deadline, too_late
 
-__all__ = ["Batch", "Result", "emit_lanes", "held_back"]
+__all__ = ["Batch", "Result", "emit_lanes"]
 
 logger = logging.getLogger("dispytch")
 
@@ -136,10 +136,3 @@ async def emit_lanes(
         for key, lane in lanes.items():
             group.create_task(run(key, lane))
     return [results[index] for index in range(len(events))]
-
-
-def held_back(key: Hashable) -> EmitRejected:
-    """The outcome of an event not sent because an earlier one of its key failed."""
-    return EmitRejected(
-        f"not sent: an earlier event of the batch with the key {key!r} failed", retriable=True
-    )
