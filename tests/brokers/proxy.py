@@ -34,7 +34,8 @@ class Proxy:
         self.delayed = 0.0
         self.swallowing = False
         self._links: set[_Link] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._serving: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="proxy")
         self._thread.start()
@@ -64,7 +65,7 @@ class Proxy:
         """Reset all connections and free the port."""
         if self._loop.is_closed():
             return
-        self._run(self._refuse())
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -79,10 +80,21 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, LOCALHOST, self.port)
+        # Not asyncio's server: closed just after it accepted a connection, it leaks the socket.
+        self._listener = socket.create_server((LOCALHOST, self.port))
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept, self._listener)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:  # it came in just before `refuse()`
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the client may be gone already
+            client, _ = listener.accept()
+            serving = self._loop.create_task(self._serve(client))
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
+
+    async def _serve(self, client: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
+        if self._listener is None:  # it came in just before `refuse()`
             _send_reset(writer)
             return
         self.connections += 1
@@ -93,17 +105,25 @@ class Proxy:
         finally:
             self._links.discard(link)
 
+    async def _end(self) -> None:
+        """Refuse, and see to it that what was accepted just before is closed too."""
+        await self._refuse()
+        while self._serving:
+            await asyncio.wait(self._serving)
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration
+
     async def _refuse(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         await self._reset(self._links)
 
     async def _restore(self) -> None:
         self.delayed = 0.0
         self.swallowing = False
         await self._reset({link for link in self._links if link.has_hole})
-        if self._server is None:
+        if self._listener is None:
             await self._listen()
 
     async def _reset(self, links: set["_Link"]) -> None:
