@@ -2,15 +2,14 @@
 
 `EventBase` declares an event, `EventEmitter` sends it, a backend's `*EventConfig` says how that
 backend carries it, and `plugins` finds the backends that are installed.
+
+A module that only defines events imports only what those need: the rest comes when first asked for.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dispytch import plugins
-from dispytch.backend import Backend, Capabilities
 from dispytch.config import BackendConfig
-from dispytch.emitter import EmitContext, EventEmitter
-from dispytch.envelope import Deserializer, Envelope, Serializer
 from dispytch.errors import (
     BackendLoadError,
     BackendNotFoundError,
@@ -37,11 +36,6 @@ from dispytch.errors import (
     TopicError,
 )
 from dispytch.event import EventBase
-from dispytch.producer import Outgoing, Producer, Receipt
-from dispytch.url import Connection
-
-if TYPE_CHECKING:
-    from dispytch.hooks import hookimpl
 
 __all__ = [
     "Backend",
@@ -84,11 +78,39 @@ __all__ = [
     "plugins",
 ]
 
+if TYPE_CHECKING:
+    from dispytch import plugins
+    from dispytch.backend import Backend, Capabilities
+    from dispytch.emitter import EmitContext, EventEmitter
+    from dispytch.envelope import Deserializer, Envelope, Serializer
+    from dispytch.hooks import hookimpl
+    from dispytch.producer import Outgoing, Producer, Receipt
+    from dispytch.url import Connection
+else:  # out of sight of type checkers, which would take any misspelt name for one of these
+    _HOMES = {
+        "Backend": "dispytch.backend",
+        "Capabilities": "dispytch.backend",
+        "Connection": "dispytch.url",
+        "Deserializer": "dispytch.envelope",
+        "EmitContext": "dispytch.emitter",
+        "Envelope": "dispytch.envelope",
+        "EventEmitter": "dispytch.emitter",
+        "Outgoing": "dispytch.producer",
+        "Producer": "dispytch.producer",
+        "Receipt": "dispytch.producer",
+        "Serializer": "dispytch.envelope",
+        "hookimpl": "dispytch.hooks",
+    }
 
-def __getattr__(name: str) -> Any:
-    """`hookimpl`, when a plugin asks for it: it imports pluggy, which a service need not."""
-    if name == "hookimpl":
-        from dispytch.hooks import hookimpl  # noqa: PLC0415
+    def __getattr__(name: str) -> Any:
+        """Import a public name from its home when it is first used."""
+        if name == "plugins":
+            return import_module("dispytch.plugins")
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(home), name)
+        return value
 
-        return hookimpl
-    raise AttributeError(f"module 'dispytch' has no attribute {name!r}")
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
