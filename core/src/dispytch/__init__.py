@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dispytch import plugins
 from dispytch.backend import Backend, Capabilities
 from dispytch.config import BackendConfig
+from dispytch.consumer import Consumer, Delivery, Subscription
 from dispytch.emitter import EmitContext, EventEmitter
 from dispytch.envelope import Deserializer, Envelope, Serializer
 from dispytch.errors import (
@@ -53,7 +54,9 @@ __all__ = [
     "ConfigMismatchError",
     "ConnectError",
     "Connection",
+    "Consumer",
     "DecodeError",
+    "Delivery",
     "Deserializer",
     "DispytchError",
     "DuplicateBackendError",
@@ -78,6 +81,7 @@ __all__ = [
     "SerializationError",
     "Serializer",
     "SettleError",
+    "Subscription",
     "TemplateError",
     "TopicError",
     "hookimpl",
