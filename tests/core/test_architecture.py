@@ -18,11 +18,11 @@ ROOT = Path(dispytch.__file__).parent
 FLOORS: list[set[str]] = [
     {"errors"},
     {"template"},
-    {"config"},
-    {"producer", "roundtrip", "url"},
+    {"config", "topics"},
+    {"producer", "consumer", "roundtrip", "url"},
     {"hooks", "backend", "event"},
     {"plugins", "envelope"},
-    {"emitter"},
+    {"emitter", "listener"},
     {"memory"},
     {"cli", "testing", "__main__"},
 ]

@@ -47,7 +47,9 @@ __all__ = [
     "ConfigMismatchError",
     "ConnectError",
     "Connection",
+    "Consumer",
     "DecodeError",
+    "Delivery",
     "Deserializer",
     "DispytchError",
     "DuplicateBackendError",
@@ -72,6 +74,7 @@ __all__ = [
     "SerializationError",
     "Serializer",
     "SettleError",
+    "Subscription",
     "TemplateError",
     "TopicError",
     "hookimpl",
@@ -81,6 +84,7 @@ __all__ = [
 if TYPE_CHECKING:
     from dispytch import plugins
     from dispytch.backend import Backend, Capabilities
+    from dispytch.consumer import Consumer, Delivery, Subscription
     from dispytch.emitter import EmitContext, EventEmitter
     from dispytch.envelope import Deserializer, Envelope, Serializer
     from dispytch.hooks import hookimpl
@@ -91,6 +95,8 @@ else:  # out of sight of type checkers, which would take any misspelt name for o
         "Backend": "dispytch.backend",
         "Capabilities": "dispytch.backend",
         "Connection": "dispytch.url",
+        "Consumer": "dispytch.consumer",
+        "Delivery": "dispytch.consumer",
         "Deserializer": "dispytch.envelope",
         "EmitContext": "dispytch.emitter",
         "Envelope": "dispytch.envelope",
@@ -99,6 +105,7 @@ else:  # out of sight of type checkers, which would take any misspelt name for o
         "Producer": "dispytch.producer",
         "Receipt": "dispytch.producer",
         "Serializer": "dispytch.envelope",
+        "Subscription": "dispytch.consumer",
         "hookimpl": "dispytch.hooks",
     }
 

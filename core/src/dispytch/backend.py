@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from dispytch.consumer import Consumer
 from dispytch.errors import BackendLoadError, ConfigError
 from dispytch.producer import Producer
 
@@ -74,7 +75,7 @@ class Backend:
     name: str
     event_config: type[BaseModel] | None
     producer: type[Producer] | str
-    consumer: type[Any] | str | None = None
+    consumer: type[Consumer] | str | None = None
     connection: type[BaseModel] | None = None
     capabilities: Capabilities = Capabilities()
     topic_delimiter: str = "."
@@ -127,6 +128,34 @@ class Backend:
         if self.capabilities.headers and kind.send_message is not Producer.send_message:
             producer.carries_headers = True
         return producer
+
+    def load_consumer(self) -> type[Consumer]:
+        """The consumer's class; imports the broker's client.
+
+        Raises:
+            ConfigError: this backend only sends.
+            BackendLoadError: it can't be imported, or is no Consumer; the cause is chained.
+        """
+        if self.consumer is None:
+            raise ConfigError(f"backend {self.name!r} has no consumer: it only emits")
+        loaded = self._load(self.consumer)
+        if not (isinstance(loaded, type) and issubclass(loaded, Consumer)):
+            raise self._broken(f"{self.consumer!r} is no Consumer")
+        return loaded
+
+    def make_consumer(self, connection: BaseModel) -> Consumer:
+        """A consumer for this connection, which says of itself what this backend says.
+
+        Raises:
+            ConfigError, BackendLoadError: as for `load_consumer`.
+        """
+        consumer = self.load_consumer().from_connection(connection)
+        consumer.backend = self.name
+        if self.topic_delimiter != ".":
+            consumer.topic_delimiter = self.topic_delimiter
+        if self.capabilities.delayed_redelivery:
+            consumer.delays = True
+        return consumer
 
     def _load(self, reference: Any) -> Any:
         if not isinstance(reference, str):

@@ -140,6 +140,13 @@ class Producer:
             outcomes.append(outcome)
         return outcomes
 
+    async def send_dead_letter(self, out: Outgoing, /) -> Details:
+        """Send what could not be handled to its dead-letter topic, `out.topic`.
+
+        It must be kept there although nobody may be subscribed to that topic yet.
+        """
+        return await self.send_message(out)
+
     async def send_lanes(
         self, batch: Sequence[Outgoing], /, max_in_flight: int = 1000
     ) -> Sequence[Outcome]:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-__all__ = ["PlaceholderError", "Template", "check_fields", "key_text"]
+__all__ = ["PlaceholderError", "Template", "check_fields", "key_text", "literals_and_fields"]
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _FIELD = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -53,7 +53,7 @@ class Template:
     def __init__(
         self, text: str, lookup: Callable[[str], Callable[[Any], Any]] = attrgetter
     ) -> None:
-        literals, fields = _parse(text)
+        literals, fields = literals_and_fields(text)
         self.text = text
         self.fields = fields
         self._head = literals[0]
@@ -118,7 +118,12 @@ def _text(value: object, field: str) -> str:
     return str(value)  # addresses, URLs and users' own value types know their text
 
 
-def _parse(text: str) -> tuple[list[str], tuple[str, ...]]:
+def literals_and_fields(text: str) -> tuple[list[str], tuple[str, ...]]:
+    """Take a template apart: the texts around its placeholders, one more than there are of them.
+
+    Raises:
+        PlaceholderError: a brace without its partner, or a name that can't be a field's.
+    """
     literals, fields, end = [""], [], 0
     for match in _TOKEN.finditer(text):
         literals[-1] += text[end : match.start()]
