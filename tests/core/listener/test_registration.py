@@ -109,6 +109,9 @@ def needs_unknown(x: complex) -> None: ...
 def wants_other(event: Event[Other]) -> None: ...
 
 
+NO_MARKER: Any = Depends()
+
+
 def listener() -> EventListener:
     return EventListener(MemoryConsumer())
 
@@ -125,7 +128,7 @@ def mistake(expected: str, *args: Any, **options: Any) -> Callable[[Any], Any]:
     return remember
 
 
-ON_ORDERS: dict[str, Any] = {"topic": "orders.{id}", "event": "placed"}
+ON_ORDERS: dict[str, Any] = {"topic": "orders.{number}", "event": "placed"}
 
 
 @mistake("no segment 'nope'", Placed)
@@ -257,7 +260,7 @@ async def depends_on_a_number(x: Annotated[int, Depends(7)]) -> None: ...  # typ
 
 
 @mistake("Depends needs something to call", Placed)
-async def depends_on_no_annotation(x=Depends()) -> None: ...  # type: ignore[no-untyped-def]
+async def depends_on_no_annotation(x=NO_MARKER) -> None: ...  # type: ignore[no-untyped-def]
 
 
 @mistake("something hashable", Placed)
@@ -297,20 +300,20 @@ async def no_middleware(event: Placed) -> None: ...
 async def only_for_checkers(x: Annotated[OnlyForCheckers, Depends(itself)]) -> None: ...
 
 
-@mistake("can't be validated as it is declared", topic="orders.{id}", event="x")
-async def constraint_unfit(id: Annotated[int, TopicSegment(min_length=3)]) -> None: ...
+@mistake("can't be validated as it is declared", topic="orders.{number}", event="x")
+async def constraint_unfit(number: Annotated[int, TopicSegment(min_length=3)]) -> None: ...
 
 
-@mistake("there is no constraint gtt", topic="orders.{id}", event="x")
-async def constraint_misspelt(id: Annotated[int, TopicSegment(gtt=3)]) -> None: ...
+@mistake("there is no constraint gtt", topic="orders.{number}", event="x")
+async def constraint_misspelt(number: Annotated[int, TopicSegment(gtt=3)]) -> None: ...
 
 
-@mistake("can't be validated as it is declared", topic="orders.{id}", event="x")
-async def constraint_bad_pattern(id: Annotated[str, TopicSegment(pattern="[")]) -> None: ...
+@mistake("can't be validated as it is declared", topic="orders.{number}", event="x")
+async def constraint_bad_pattern(number: Annotated[str, TopicSegment(pattern="[")]) -> None: ...
 
 
-@mistake("can't be validated as it is declared", topic="orders.{id}", event="x")
-async def segment_of_no_type(id: Annotated[NoModel, TopicSegment()]) -> None: ...
+@mistake("can't be validated as it is declared", topic="orders.{number}", event="x")
+async def segment_of_no_type(number: Annotated[NoModel, TopicSegment()]) -> None: ...
 
 
 @mistake("is a generator", Placed)
@@ -338,9 +341,13 @@ def test_mistake_is_refused_with_handler_file_and_line(
     """
     fn, options, args, expected = REGISTRATIONS[name]
     target = make()
-    with pytest.raises(HandlerDefinitionError) as raised:
+
+    def register() -> None:
         target.handler(*args, **options)(fn)
         listener().include_router(target)
+
+    with pytest.raises(HandlerDefinitionError) as raised:
+        register()
     message = str(raised.value)
     assert re.search(expected, message), message
     assert f":{name} " in message
@@ -400,10 +407,10 @@ def test_segment_of_a_routers_prefix_is_known_when_included() -> None:
     """A handler may name segments of the routers around it; unknown ones fail when included."""
     inner, outer = Router("{shop}.orders"), Router("{region}")
 
-    @inner.handler(topic="{id}", event="placed")
+    @inner.handler(topic="{number}", event="placed")
     async def handle(
         event: Event[Order],
-        id: Annotated[str, TopicSegment()],
+        number: Annotated[str, TopicSegment()],
         shop: Annotated[str, TopicSegment()],
         region: Annotated[str, TopicSegment()],
     ) -> None: ...
@@ -419,7 +426,7 @@ def test_refused_router_is_not_included() -> None:
     router, ours = Router(), listener()
 
     @router.handler(topic="x", event="x")
-    async def handle(event: Event[Order], id: Annotated[str, TopicSegment()]) -> None: ...
+    async def handle(event: Event[Order], number: Annotated[str, TopicSegment()]) -> None: ...
 
     with pytest.raises(HandlerDefinitionError):
         ours.include_router(router)
@@ -507,10 +514,10 @@ async def test_annotations_may_use_local_names() -> None:
 
 
 async def test_local_names_do_not_hide_those_of_another_module() -> None:
-    """A dependency of another module means its own names, whatever the handler's module calls so."""
+    """A dependency of another module means its own names, not the handler's."""
     namespace: dict[str, Any] = {"__name__": "elsewhere", "Order": int}
     code = "from __future__ import annotations\ndef make(n: Order = 5) -> Order: return n\n"
-    exec(compile(code, "elsewhere.py", "exec"), namespace)  # noqa: S102
+    exec(compile(code, "elsewhere.py", "exec"), namespace)
 
     class Order(BaseModel):  # what `make` must not take for its own
         id: str
