@@ -315,14 +315,18 @@ class Dispatcher:
 
     # Stopping
 
+    def begin_no_more(self) -> None:
+        """Begin no run any more; those under way go on."""
+        self._stopping = True
+        self._ready.clear()
+
     async def stop(self, timeout: float) -> bool:
         """Begin nothing more, let what runs finish within `timeout` seconds, then cancel it.
 
         Returns:
             Whether all that ran finished.
         """
-        self._stopping = True
-        self._ready.clear()
+        self.begin_no_more()
         for timer in self._parked.values():
             timer.cancel()
         self._parked.clear()

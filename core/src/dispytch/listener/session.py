@@ -118,6 +118,7 @@ class Session:
     def request_stop(self) -> None:
         """Begin to drain and disconnect, and let `ended` return."""
         self._end.set()
+        self.dispatcher.begin_no_more()
         if self._stopping is None:
             self._stopping = self._loop.create_task(self._stop(), name="dispytch-stop")
 
@@ -297,6 +298,8 @@ class Session:
             problems.append(f"ended: {self._failure!r}")
         elif self._end.is_set():
             problems.append("stopping")
+        elif not self._tasks:
+            problems.append("starting")
         if dispatcher.full:
             problems.append(
                 f"intake is paused: {dispatcher.waiting} events wait for their next attempt or "
