@@ -4,22 +4,40 @@ An `ignore` that is not needed is an error itself, so each one is a test that th
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
-from typing import Any, Generic, TypeVar, assert_type
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, Generic, TypeVar, assert_type
 
 from pydantic import BaseModel, Field
 
 from dispytch import (
+    Ack,
     Backend,
     BackendConfig,
+    Consumer,
+    DeadLetter,
+    Delivery,
+    Depends,
+    Drop,
     EmitContext,
+    Event,
     EventBase,
     EventEmitter,
+    EventListener,
+    HandleContext,
+    Health,
+    Outcome,
     Outgoing,
     Producer,
     Receipt,
+    Retry,
+    RetryLater,
+    Router,
+    Subscription,
+    TopicSegment,
     hookimpl,
     plugins,
 )
+from dispytch.testing import TestListener
 from dispytch_kafka import KafkaEventConfig
 from dispytch_rabbitmq import RabbitMQEventConfig
 
@@ -142,3 +160,101 @@ def dispytch_backend() -> Backend:
 
 assert_type(plugins.event_config("kafka"), type[BaseModel] | None)
 assert_type(plugins.get_backend("kafka"), Backend)
+
+
+# Handling.
+
+
+class MyConsumer(Consumer):
+    topic_delimiter = "/"
+
+    async def subscribe(self, subscriptions: Sequence[Subscription], /) -> None:
+        assert_type(subscriptions[0].group, str | None)
+
+    async def receive(self, limit: int, /) -> Sequence[Delivery]:
+        return []
+
+
+class Session:
+    """What a handler depends on."""
+
+
+def get_session() -> Session:
+    return Session()
+
+
+async def around(ctx: HandleContext, call_next: Callable[[HandleContext], Awaitable[Any]]) -> Any:
+    assert_type(ctx.segments, dict[str, str])
+    return await call_next(ctx)
+
+
+listener = EventListener(
+    MyConsumer(),
+    group="billing",
+    retry=Retry(attempts=5, base=0.5, cap=10, on=(ValueError, OSError), jitter=False),
+    middleware=[around],
+    unmatched="dead_letter",
+    max_in_flight=10,
+    max_parked=100,
+    max_threads=4,
+    drain_timeout=5,
+    timeout=3.0,
+)
+router = Router("user.{user_id}", middleware=[around], retry=Retry(1))
+
+
+@listener.handler(UserCreated)
+async def bill(
+    event: Event[UserCreated],
+    session: Annotated[Session, Depends(get_session)],
+    created: UserCreated,
+    own: Annotated[Session, Depends()],
+) -> Outcome | None:
+    assert_type(event.body, UserCreated)
+    assert_type(event.body.user.id, str)
+    assert_type(event.key, str | None)
+    assert_type(event.attempt, int)
+    assert_type(event.headers, tuple[tuple[str, bytes], ...])
+    assert_type(session, Session)
+    if event.attempt > 3:
+        return RetryLater(delay=60)
+    return DeadLetter("late") if created.timestamp else Drop()
+
+
+@router.handler(topic="notification", event="user_notification", retry=Retry(2), ordered=False)
+def notify(body: User, user_id: Annotated[int, TopicSegment(gt=0)]) -> Ack:
+    assert_type(user_id, int)
+    return Ack()
+
+
+async def handle() -> None:
+    # The decorator gives the function back as it was.
+    outcome = await bill(Event("i", "t", "user_created", event, 1), get_session(), event, Session())
+    assert_type(outcome, Outcome | None)
+    assert_type(notify(user, 1), Ack)
+    notify(user, "1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(Event("i", "t", "user_created", event, 1).body, UserCreated)
+
+    listener.include_router(router)
+    listener.add_middleware(around)
+    listener.override(get_session, Session)
+    with listener.override(get_session, get_session):
+        pass
+    async with EventListener.from_url("memory://x", group=None, max_in_flight=1) as other:
+        assert_type(other, EventListener)
+        assert_type(other.health(), Health)
+        assert_type(other.health().problems, tuple[str, ...])
+    async with TestListener(listener) as t:
+        assert_type(await t.emit(event), Receipt)
+        await t.settled()
+        assert_type(t.dead_letters[0].payload, bytes)
+    await listener.run()
+
+    # What it refuses.
+    EventListener(MyConsumer(), nope=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    EventListener(MyConsumer(), unmatched="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    EventListener("memory://")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    listener.handler(User)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    listener.handler(UserCreated, retry=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Retry(attempts="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    DeadLetter(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
