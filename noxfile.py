@@ -147,9 +147,10 @@ def typing(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure: imports, and emitting without a network, beside pydantic alone."""
+    """Measure: imports, emitting and handling without a network, beside pydantic alone."""
     _install(session, *PLUGINS, groups=())
     session.run("python", "tests/bench/emitting.py", *session.posargs)
+    session.run("python", "tests/bench/handling.py", *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -143,7 +143,7 @@ def _offload(executor: Executor) -> Offload:
     async def run(bound: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor, context.run, _without_stop, bound)
+        return await loop.run_in_executor(executor, lambda: context.run(_without_stop, bound))
 
     return run
 

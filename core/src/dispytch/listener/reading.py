@@ -151,5 +151,5 @@ def head_of(payload: bytes) -> tuple[str, str]:
         return "", ""
     if not isinstance(data, dict):
         return "", ""
-    found = (data.get("id"), data.get("type"))
-    return tuple(text if isinstance(text, str) else "" for text in found)  # type: ignore[return-value]
+    event_id, kind = data.get("id"), data.get("type")
+    return (event_id if isinstance(event_id, str) else "", kind if isinstance(kind, str) else "")
