@@ -142,7 +142,7 @@ async def _watch(listener: EventListener, did: Handling) -> None:
 async def _until(true: Callable[[], bool], within: float, did: Handling) -> None:
     try:
         async with asyncio.timeout(within):
-            while not true():
+            while not true():  # noqa: ASYNC110 - of health and times, which tell nobody
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise AssertionError(

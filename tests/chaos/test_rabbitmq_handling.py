@@ -25,10 +25,9 @@ HOLD = 20.0
 
 
 async def handle_through(
-    rabbitmq: RabbitMQ, topic: str, url: str, fault: Callable[[], object], *, notices: bool = True
+    topic: str, url: str, fault: Callable[[], object], *, notices: bool = True
 ) -> Handling:
-    kafka.create_topic(topic, 5)
-    emitter = EventEmitter.from_url(f"{url}?request_timeout_ms=2000", timeout=5)
+    emitter = EventEmitter.from_url(url, timeout=5)
     listener = EventListener.from_url(url, group=f"{topic}-group")
     return await survive(emitter, listener, topic, fault, notices=notices)
 
@@ -42,7 +41,7 @@ async def test_a_killed_broker_loses_nothing(own_rabbitmq: RabbitMQ, unique_name
         time.sleep(10)
         own_rabbitmq.start()
 
-    await handle_through(own_rabbitmq, unique_name, own_rabbitmq.url, fault)
+    await handle_through(unique_name, own_rabbitmq.url, fault)
 
 
 async def test_a_frozen_broker_loses_nothing(own_rabbitmq: RabbitMQ, unique_name: str) -> None:
@@ -53,7 +52,7 @@ async def test_a_frozen_broker_loses_nothing(own_rabbitmq: RabbitMQ, unique_name
         time.sleep(HOLD)
         own_rabbitmq.thaw()
 
-    await handle_through(own_rabbitmq, unique_name, own_rabbitmq.url, fault)
+    await handle_through(unique_name, own_rabbitmq.url, fault)
 
 
 @pytest.mark.parametrize("kind", ["refuse", "black_hole"])

@@ -39,11 +39,9 @@ def main(url: str, topic: str, log: str, *given: str) -> None:
         os.write(out, line.encode())
 
     async def run() -> None:
-        running = asyncio.create_task(listener.run())
-        while not (listener.health().healthy or running.done()):
-            await asyncio.sleep(0.01)
-        print("subscribed", flush=True)
-        await running
+        await listener.start()
+        os.write(sys.stdout.fileno(), b"subscribed\n")
+        await listener.run()
 
     logging.basicConfig(level=logging.INFO)
     asyncio.run(run())
