@@ -67,9 +67,7 @@ async def test_a_cut_connection_loses_nothing(
             time.sleep(HOLD)
             proxy.restore()
 
-        await handle_through(
-            own_rabbitmq, unique_name, own_rabbitmq.url_for(port=proxy.port), fault
-        )
+        await handle_through(unique_name, own_rabbitmq.url_for(port=proxy.port), fault)
 
 
 async def test_killed_listeners_lose_nothing(
