@@ -9,6 +9,7 @@ import pytest
 from brokers.kafka import Kafka
 from chaos.handling import (
     Handling,
+    keep_what_cannot_be_buried,
     kill_workers,
     load_of,
     outlive_the_drain,
@@ -106,3 +107,13 @@ async def test_what_outlives_the_drain_comes_again_alone(
     """A handler still running after `drain_timeout`: its event comes again, no other."""
     own_kafka.create_topic(unique_name, 50)
     await outlive_the_drain(own_kafka.url + QUICK, unique_name, tmp_path)
+
+
+async def test_an_unreachable_dead_letter_topic_loses_nothing(
+    own_kafka: Kafka, unique_name: str
+) -> None:
+    """What can't be dead-lettered is not acknowledged, and tried again until it can."""
+    own_kafka.create_topic(unique_name)
+    with own_kafka.proxy() as proxy:
+        proxied = own_kafka.proxied_url
+        await keep_what_cannot_be_buried(own_kafka.url, proxied, unique_name, proxy)
