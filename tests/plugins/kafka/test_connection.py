@@ -173,7 +173,7 @@ def test_a_wrong_url_repeats_no_secret(url: str, caplog: pytest.LogCaptureFixtur
 
 def test_a_missing_compression_library_is_noticed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the first batch is compressed."""
-    monkeypatch.setattr("dispytch_kafka.config.find_spec", lambda name: None)
+    monkeypatch.setattr("dispytch_kafka.connection.find_spec", lambda name: None)
     assert parse("kafka://a?compression=gzip").compression == "gzip"
     with pytest.raises(ConfigError, match=r"dispytch-kafka\[compression\]"):
         parse("kafka://a?compression=zstd")

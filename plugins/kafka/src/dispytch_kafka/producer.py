@@ -11,7 +11,8 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
 from dispytch.producer import Details, Outcome
 from dispytch_kafka.client import append, partition_for, ping, queue_record
-from dispytch_kafka.config import KafkaConnection, KafkaEventConfig
+from dispytch_kafka.config import KafkaEventConfig
+from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
 from dispytch_kafka.link import Link

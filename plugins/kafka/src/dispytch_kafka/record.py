@@ -56,7 +56,8 @@ def effective_key(out: Outgoing) -> bytes | None:
     """The record's key: the config's, else the event's `__key__`."""
     if out.config is not None and out.config.partition_key is not None:
         return encode_key(out.config.partition_key)
-    return None if out.key is None else out.key.encode()
+    # A key that came from Kafka may be any bytes: its text holds them as surrogates.
+    return None if out.key is None else out.key.encode(errors="surrogateescape")
 
 
 def encode_key(value: Any) -> bytes:
