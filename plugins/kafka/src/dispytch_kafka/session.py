@@ -85,7 +85,9 @@ class Session:
                 task.cancel()
             await asyncio.wait(tasks)
         for task in ended:
-            await task
+            if task.cancelled():  # not by us: one of the client's tasks was, and its waiter told
+                raise Stuck("a task of it was cancelled")
+            task.result()
 
     async def backlog(self) -> int:
         """How many records there are that are not done, as far as offsets tell.
