@@ -100,7 +100,7 @@ def test_a_member_gets_more_time_to_join_than_handlers_to_finish() -> None:
 
 
 def test_a_consumer_never_commits_by_itself() -> None:
-    """It begins at the oldest record, sees what is committed, and belongs to a group if it shall."""
+    """It begins at the oldest record, and sees what transactions have committed."""
     settings = parse(
         "kafka://a?group_instance_id=one&session_timeout_ms=9000&discovery_interval_ms=700"
     ).consumer_settings("g", 30)

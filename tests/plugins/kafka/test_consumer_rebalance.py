@@ -123,6 +123,30 @@ async def member(kafka: KafkaAccess, group: str, found: "asyncio.Queue[list[Deli
         await asyncio.Event().wait()
 
 
+async def test_a_drain_may_take_longer_than_a_request(
+    kafka_broker: KafkaAccess, topic: str
+) -> None:
+    """Who joins asks again until the others are done; what they finished is not for him."""
+    await produce(kafka_broker, topic, numbers(3))
+    options = f"{OFTEN}&request_timeout_ms=700"
+    async with subscribed(kafka_broker, topic, group=topic, options=options) as one:
+        (first, *_) = await take(one, 3)
+        first.running = 1
+        joining = asyncio.create_task(join(kafka_broker, topic, options))
+        await until(lambda: first.lost)
+        await asyncio.sleep(3.0)
+        assert not joining.done()
+        await first.ack()
+        first.running = 0
+        await joining
+        assert await committed(kafka_broker, topic, topic) == 1
+
+
+async def join(kafka: KafkaAccess, group: str, options: str) -> None:
+    async with subscribed(kafka, group, group=group, options=options):
+        pass
+
+
 async def test_handlers_longer_than_the_poll_interval_keep_their_partitions(
     kafka_broker: KafkaAccess, topic: str
 ) -> None:

@@ -46,16 +46,14 @@ class Partition:
     Attributes:
         offsets: what is done.
         committed: what the broker was told last; None: nothing yet.
-        ended: somebody else may have it now: what is done no longer counts.
     """
 
-    __slots__ = ("_inbox", "_settled", "committed", "ended", "offsets", "tp")
+    __slots__ = ("_inbox", "_settled", "committed", "offsets", "tp")
 
     def __init__(self, tp: Any, settled: Callable[[], None], inbox: "Inbox") -> None:
         self.tp = tp
         self.offsets: Offsets[KafkaDelivery] = Offsets()
         self.committed: int | None = None
-        self.ended = False
         self._settled = settled
         self._inbox = inbox
 
@@ -81,7 +79,7 @@ class Partition:
 
     def settle(self, delivery: KafkaDelivery) -> None:
         """A delivery is done."""
-        if not (self.ended or delivery.settled):
+        if not delivery.settled:
             self.offsets.settle(delivery)
             self._settled()
 

@@ -114,9 +114,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def restart(self, tp: Any) -> Partition:
         """Begin anew with a partition whose records come from farther back."""
-        old = self._partitions[tp]
-        old.lose()
-        old.ended = True
+        self._partitions[tp].lose()
         return self._begin(tp)
 
     async def run(self) -> None:
@@ -190,8 +188,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
     def _end(self) -> None:
         for partition in self._partitions.values():
             partition.lose()
-            partition.ended = True
-        self._partitions = {}
+        self._partitions = {}  # what is done of them no longer counts
         self._generation = _NO_GENERATION
 
     def _note_done(self, count: int = 1) -> None:
