@@ -191,8 +191,8 @@ class KafkaConnection(Connection):
     commit_every: int = Field(
         default=500,
         ge=1,
-        description="After how many acknowledgements they are committed without waiting longer. "
-        "Default: 500.",
+        description="How many acknowledgements may wait to be committed, whatever the interval: as "
+        "many events more may come again after a crash. Default: 500.",
     )
     discovery_interval_ms: int = _milliseconds(
         5_000,

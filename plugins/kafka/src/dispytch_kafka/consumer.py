@@ -262,7 +262,7 @@ class KafkaConsumer(Consumer):
         """
         try:
             await session.run()
-        except (KafkaError, Stuck) as error:
+        except (KafkaError, Stuck, AssertionError) as error:  # it asserts its own states
             if self._connection is None or reading_of(error) is Reading.REFUSED:
                 refused = _refused(error, "can't receive")
                 refused.retriable = False

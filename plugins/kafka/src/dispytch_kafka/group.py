@@ -46,7 +46,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         inbox: where deliveries wait.
         drain_timeout: seconds that handlers under way get when partitions are revoked.
         commit_interval: seconds that something done may wait to be committed.
-        commit_every: how many are committed without waiting longer.
+        commit_every: how many may wait. Half of them are committed without waiting longer, so that
+            a commit is done before there are as many.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         self._inbox = inbox
         self._drain_timeout = drain_timeout
         self._commit_interval = commit_interval
-        self._commit_every = commit_every
+        self._commit_at = (commit_every + 1) // 2
         self._client: Any = None
         self._generation = _NO_GENERATION  # of the assignment
         self._partitions: dict[Any, Partition] = {}
@@ -125,7 +126,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         while True:
             await self._any_done.wait()
-            if self._uncommitted < self._commit_every:
+            if self._uncommitted < self._commit_at:
                 try:
                     async with asyncio.timeout(self._commit_interval):
                         await self._many_done.wait()
@@ -160,17 +161,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition in self._partitions.values():
             partition.lose()
         if self._partitions and self._is_member():
-            longest = min(self._drain_timeout, self._longest_drain)
-            deadline = asyncio.get_running_loop().time() + longest
-            while any(partition.busy for partition in self._partitions.values()):
-                if asyncio.get_running_loop().time() > deadline or not self._is_member():
-                    logger.warning(
-                        "kafka: partitions are given up with handlers still running after %.1f s; "
-                        "their events come again",
-                        longest,
-                    )
-                    break
-                await asyncio.sleep(_BETWEEN_LOOKS)
+            await self._drain()
             await self._flush(_COMMIT_GRACE)
         self._end()
 
@@ -180,6 +171,23 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         for tp in assigned:
             self.partition(tp)
         self._joined.set()
+
+    async def _drain(self) -> None:
+        """Wait for handlers under way, as long as that may take and is of use."""
+        clock = asyncio.get_running_loop().time
+        longest = min(self._drain_timeout, self._longest_drain)
+        deadline = clock() + longest
+        while any(partition.busy for partition in self._partitions.values()):
+            if clock() > deadline:
+                logger.warning(
+                    "kafka: partitions are given up with handlers still running after %.1f s; "
+                    "their events come again",
+                    longest,
+                )
+                return
+            if not self._is_member():
+                return
+            await asyncio.sleep(_BETWEEN_LOOKS)
 
     def _begin(self, tp: Any) -> Partition:
         partition = self._partitions[tp] = Partition(tp, self._note_done, self._inbox)
@@ -194,7 +202,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
     def _note_done(self, count: int = 1) -> None:
         self._uncommitted += count
         self._any_done.set()
-        if self._uncommitted == self._commit_every:
+        if self._uncommitted == self._commit_at:
             self._many_done.set()
 
     def _is_member(self) -> bool:

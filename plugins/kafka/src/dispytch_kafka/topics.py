@@ -102,8 +102,9 @@ async def create_topic(
         TimeoutError: they have not said that they did.
     """
     partitions = len(connections.cluster.partitions_for_topic(like) or ()) if like else 0
+    new: Any = (topic, partitions or _BY_BROKER, _BY_BROKER, [], [])
     request = CreateTopicsRequest(
-        create_topic_requests=[(topic, partitions or _BY_BROKER, _BY_BROKER, [], [])],
+        create_topic_requests=[new],
         timeout=int(timeout * 1000),
         validate_only=False,
     )
