@@ -156,8 +156,16 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         partition = self._partitions.get(tp)
         return None if partition is None else partition.offsets.done_to
 
-    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        """Let handlers under way finish, commit, and end all assignments (called by the client)."""
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> Any:
+        """Called by the client, which awaits it, with all partitions."""
+        return self._revoke()
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> Any:
+        """Called by the client, which awaits it, with all partitions."""
+        return self._assign(assigned)
+
+    async def _revoke(self) -> None:
+        """Let handlers under way finish, commit, and end all assignments."""
         for partition in self._partitions.values():
             partition.lose()
         if self._partitions and self._is_member():
@@ -165,8 +173,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._flush(_COMMIT_GRACE)
         self._end()
 
-    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        """Begin with partitions (called by the client)."""
+    async def _assign(self, assigned: Iterable[Any]) -> None:
+        """Begin with partitions."""
         self._generation = self._client._coordinator.generation
         for tp in assigned:
             self.partition(tp)
