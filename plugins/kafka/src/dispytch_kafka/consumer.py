@@ -118,8 +118,9 @@ class KafkaConsumer(Consumer):
     async def subscribe(self, subscriptions: Sequence[Subscription], /) -> None:
         """Begin to receive. Topics that are missing are created, with the broker's defaults.
 
-        With a group it returns once partitions are assigned (other members may need up to
-        `rebalance_timeout_ms` to give some up); without, once the position in each is fixed.
+        Without a group it returns once the position in each partition is fixed; with one, once
+        partitions are assigned, or after 5 s: other members may need up to `rebalance_timeout_ms`
+        to finish, or `session_timeout_ms` to be found dead. Nothing is missed meanwhile.
 
         Raises:
             ConfigError: a topic's name is not legal, or the subscriptions name several groups, or
