@@ -24,6 +24,7 @@ from dispytch_kafka.delivery import Inbox
 from dispytch_kafka.errors import BACKEND, Reading, as_connect_error, reading_of, told
 from dispytch_kafka.group import Group
 from dispytch_kafka.groupless import Groupless
+from dispytch_kafka.producer import KafkaProducer
 from dispytch_kafka.session import Reader, Session, Stuck
 from dispytch_kafka.topics import Wanted, create_topic, missing
 
@@ -183,6 +184,10 @@ class KafkaConsumer(Consumer):
             return await self._session.backlog()
         except KafkaError:
             return None
+
+    def dead_letter_producer(self) -> KafkaProducer | None:
+        """A producer to the same brokers; None with a client of yours."""
+        return None if self._connection is None else KafkaProducer(self._connection)
 
     async def stop(self) -> None:
         """Commit what is done, leave the group and close what is ours, within about 8 s."""
