@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from dispytch.errors import DecodeError
 from dispytch.listener.failure import DeadLetters, Defect, addressed, described, unreadable
@@ -47,7 +47,7 @@ class Dispatcher:
         self._limits, self._dead_letters = limits, dead_letters
         self._broker_delays, self._group, self._fail = broker_delays, group, fail
         self._loop = asyncio.get_running_loop()
-        self.timers: Timers = self._loop
+        self.timers = cast("Timers", self._loop)
         self._ready: deque[Run] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self.workers: set[asyncio.Task[None]] = set()
@@ -150,6 +150,8 @@ class Dispatcher:
                     await self._finish(run.claim)
                 else:
                     result = await run.handler.invoke(run.event, run.segments)
+                    if self._stopping and _is_cancelled():
+                        break  # it was to end, whatever it made of that: it comes again
                     if result is not None:
                         await self._decide(run, result)
                     else:

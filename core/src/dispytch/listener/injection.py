@@ -255,7 +255,7 @@ class _Compiler:
         self, fn: Any, parameter: Parameter, arguments: tuple[Any, ...], *, is_handler: bool
     ) -> None:
         """Check that the body's class fits, or learn it."""
-        wanted = arguments[0] if arguments else Any
+        wanted: Any = arguments[0] if arguments else Any
         if wanted is Any or isinstance(wanted, TypeVar) or wanted is BaseModel:
             if is_handler and self.given_body is None:
                 raise self._wrong(

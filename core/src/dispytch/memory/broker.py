@@ -258,7 +258,7 @@ class Group:
         item.attempt += 1
         item.headers = headers
         if delay > 0:
-            timers: Timers = self._broker.timers or asyncio.get_running_loop()
+            timers = self._broker.timers or asyncio.get_running_loop()
             timers.call_later(delay, self._requeue, item)
         else:
             self._requeue(item)
