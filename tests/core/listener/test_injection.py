@@ -528,3 +528,31 @@ async def test_error_without_words_is_dead_lettered(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.DEBUG):
         assert "Mute" in reason(await handle_one(ours))
     assert attempts == [1, 2, 3]
+
+
+async def test_context_variables_do_not_reach_the_next_event() -> None:
+    """What an async handler or its dependencies set in the context ends with their attempt."""
+    tenant = contextvars.ContextVar("tenant", default="none")
+    tenant.set("the application")
+    ours, seen = listener(max_in_flight=2), []
+
+    async def enter(event: Event[Placed]) -> None:
+        tenant.set(event.body.shop)
+
+    @ours.handler(Placed)
+    async def handle(event: Placed) -> None:
+        seen.append(tenant.get())
+        tenant.set(event.shop)
+        if event.n % 2:
+            raise ValueError
+
+    @ours.handler(Placed)
+    async def other(event: Placed, entered: Annotated[None, Depends(enter)]) -> None:
+        assert tenant.get() == event.shop
+
+    async with TestListener(ours) as t:
+        for n in range(10):
+            await t.emit(Placed(shop=f"s{n % 3}", n=n))
+        await t.settled()
+        assert len(t.dead_letters) == 5
+    assert seen == ["the application"] * 20

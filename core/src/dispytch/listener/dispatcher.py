@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, cast
 
 from dispytch.errors import DecodeError
@@ -47,6 +48,7 @@ class Dispatcher:
         self._limits, self._dead_letters = limits, dead_letters
         self._broker_delays, self._group, self._fail = broker_delays, group, fail
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
         self.timers = cast("Timers", self._loop)
         self._ready: deque[Run] = deque()
         self._idle: list[asyncio.Future[None]] = []
@@ -112,7 +114,9 @@ class Dispatcher:
                 sleeper.set_result(None)
                 return
         if len(self.workers) < self._limits.max_in_flight:
-            worker = self._loop.create_task(self._work(), name="dispytch-worker")
+            worker = self._loop.create_task(
+                self._work(), name="dispytch-worker", context=self._context.copy()
+            )
             self.workers.add(worker)
             worker.add_done_callback(self._worker_ended)
 
@@ -123,11 +127,13 @@ class Dispatcher:
             self._fail(error)
         elif self._ready and not self._stopping:
             self._wake()
+        elif not self.running:
+            self.when_idle()
 
     # Running
 
     async def _work(self) -> None:  # noqa: PLR0912 - one loop that shows what can happen
-        ready = self._ready
+        ready, context = self._ready, self._context
         while not self._stopping:
             if not ready:
                 await self._sleep()
@@ -170,6 +176,8 @@ class Dispatcher:
             finally:
                 self.running -= 1
                 delivery.running -= 1
+            if copy_context() != context:  # the next event must not see what this one's handler set
+                return
 
     async def _sleep(self) -> None:
         sleeper = self._loop.create_future()
