@@ -17,6 +17,7 @@ from dispytch_rabbitmq.delays import Delays
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, Meaning, describe, meaning
 from dispytch_rabbitmq.held import Held, RabbitMQDelivery
 from dispytch_rabbitmq.link import Link
+from dispytch_rabbitmq.queuing import bind_queue, consume_queue, declare_queue
 from dispytch_rabbitmq.topology import Queue, declare, plan
 
 __all__ = ["RabbitMQConsumer"]
@@ -47,7 +48,7 @@ class RabbitMQConsumer(Consumer):
         self._link = Link(connection, self._set_up, self._told)
         self._delays = Delays(connection)
         self._queues: list[Queue] = []
-        self._names: dict[str, Queue] = {}
+        self._names: list[str] = []
         self._tags: list[str] = []
         self._held: Held | None = None
         self._ready: deque[RabbitMQDelivery] = deque()
@@ -70,7 +71,7 @@ class RabbitMQConsumer(Consumer):
             await self._link.open()
 
     async def stop(self) -> None:
-        """Tell what was acknowledged, give back the rest, and close; takes a few seconds at most."""
+        """Tell what was acknowledged, give back the rest, and close, in a few seconds at most."""
         held, self._held = self._held, None
         try:
             await self._link.give_up()
@@ -148,7 +149,7 @@ class RabbitMQConsumer(Consumer):
             channel = await open_channel(connection)
             async with asyncio.timeout(CHANNEL_TIMEOUT):
                 for name in self._names:
-                    count += (await channel.queue_declare(name, passive=True)).message_count or 0
+                    count += (await declare_queue(channel, name, passive=True))[1]
                 await channel.close()
         except CLIENT_ERRORS:
             return None
@@ -164,25 +165,24 @@ class RabbitMQConsumer(Consumer):
         channel = await open_channel(connection)
         held = Held(channel, self._hand_over, self._delays)
         channel.closing.add_done_callback(lambda _: self._forget_lost())
+        channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, channel))
         await self._consume(held, self._queues)
         self._held = held
         return channel
 
     async def _consume(self, held: Held, queues: Sequence[Queue]) -> None:
         channel = held.channel
-        channel.on_consumer_cancel_callbacks.add(partial(self._cancelled, channel))
-        self._names, self._tags = {}, []
+        self._names, self._tags = [], []
         async with asyncio.timeout(CHANNEL_TIMEOUT * (1 + len(queues))):
             await channel.basic_qos(prefetch_count=min(self.max_held, _MAX_PREFETCH))
-            for queue in queues:
-                name = queue.name
+            for number, queue in enumerate(queues):
+                name, tag = queue.name, f"dispytch-{number}"
                 if queue.is_ours_alone:
-                    declared = await channel.queue_declare(exclusive=True, auto_delete=True)
-                    name = declared.queue or ""
-                    await channel.queue_bind(name, self._settings.exchange, queue.binding)
-                consuming = await channel.basic_consume(name, partial(held.take, queue))
-                self._names[name] = queue
-                self._tags.append(consuming.consumer_tag or "")
+                    name, _ = await declare_queue(channel, "", ours_alone=True)
+                    await bind_queue(channel, name, self._settings.exchange, queue.binding)
+                await consume_queue(channel, name, tag, partial(held.take, queue))
+                self._names.append(name)
+                self._tags.append(tag)
 
     def _hand_over(self, delivery: RabbitMQDelivery) -> None:
         self._ready.append(delivery)

@@ -14,6 +14,7 @@ from dispytch.topics import DEAD_LETTER, dead_letter_topic
 from dispytch_rabbitmq.config import RabbitMQConnection, too_long
 from dispytch_rabbitmq.connection import CHANNEL_TIMEOUT, open_channel
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, Meaning, describe, meaning
+from dispytch_rabbitmq.queuing import bind_queue, declare_queue
 
 __all__ = [
     "Queue",
@@ -195,14 +196,10 @@ async def declare(connection: Any, queues: Sequence[Queue], settings: RabbitMQCo
 
 async def _declare_bound(connection: Any, queue: Queue, settings: RabbitMQConnection) -> None:
     async def work(channel: AbstractChannel) -> None:
-        await channel.queue_declare(
-            queue.name,
-            durable=True,
-            passive=not settings.declare,
-            arguments=_arguments(queue, settings) if settings.declare else None,
-        )
+        arguments = _arguments(queue, settings)
+        await declare_queue(channel, queue.name, passive=not settings.declare, arguments=arguments)
         if settings.declare:
-            await channel.queue_bind(queue.name, settings.exchange, queue.binding)
+            await bind_queue(channel, queue.name, settings.exchange, queue.binding)
 
     error = await _try(connection, work)
     if error is None:
@@ -228,11 +225,11 @@ async def declare_missing(
     Raises:
         ConnectError: it is missing and can't be declared.
     """
-    error = await _try(connection, lambda channel: channel.queue_declare(name, passive=True))
+    error = await _try(connection, lambda channel: declare_queue(channel, name, passive=True))
     if isinstance(error, ChannelNotFoundEntity) and (settings is None or settings.declare):
         error = await _try(
             connection,
-            lambda channel: channel.queue_declare(name, durable=True, arguments=dict(arguments)),
+            lambda channel: declare_queue(channel, name, arguments=arguments),
         )
     if error is not None:
         login = "" if settings is None else settings.login
