@@ -50,7 +50,7 @@ def _lane_and_number(delivery: Delivery) -> tuple[str, int]:
 
 async def _all_seen(seen: list[tuple[int, str, int]], count: int) -> None:
     async with asyncio.timeout(30):
-        while len({(lane, number) for _, lane, number in seen}) < count:
+        while len({(lane, number) for _, lane, number in seen}) < count:  # noqa: ASYNC110 - a list
             await asyncio.sleep(0.02)
 
 

@@ -49,7 +49,6 @@ class RabbitMQConsumer(Consumer):
         self._delays = Delays(connection)
         self._queues: list[Queue] = []
         self._names: list[str] = []
-        self._tags: list[str] = []
         self._held: Held | None = None
         self._ready: deque[RabbitMQDelivery] = deque()
         self._news = asyncio.Event()
@@ -172,7 +171,7 @@ class RabbitMQConsumer(Consumer):
 
     async def _consume(self, held: Held, queues: Sequence[Queue]) -> None:
         channel = held.channel
-        self._names, self._tags = [], []
+        self._names = []
         async with asyncio.timeout(CHANNEL_TIMEOUT * (1 + len(queues))):
             await channel.basic_qos(prefetch_count=min(self.max_held, _MAX_PREFETCH))
             for number, queue in enumerate(queues):
@@ -182,7 +181,6 @@ class RabbitMQConsumer(Consumer):
                     await bind_queue(channel, name, self._settings.exchange, queue.binding)
                 await consume_queue(channel, name, tag, partial(held.take, queue))
                 self._names.append(name)
-                self._tags.append(tag)
 
     def _hand_over(self, delivery: RabbitMQDelivery) -> None:
         self._ready.append(delivery)
@@ -203,11 +201,13 @@ class RabbitMQConsumer(Consumer):
         self._news.set()
 
     async def _say_goodbye(self, held: Held) -> None:
-        """Have the broker deliver no more, and hear that it has got all acknowledgements."""
+        """Hear that the broker has got all acknowledgements.
+
+        Not by cancelling first: the next consumer of an ordered queue would then get what comes
+        later before what is unsettled here. Closing the channel does both at once.
+        """
         with contextlib.suppress(*CLIENT_ERRORS):
             async with asyncio.timeout(_GOODBYE):
-                for tag in self._tags:
-                    await held.channel.basic_cancel(tag)
                 await held.flush()
                 await held.channel.close()
         held.end()
