@@ -110,7 +110,7 @@ async def run(
     tasks = asyncio.all_tasks()
     report = Report()
     await emitter.start()
-    load = _Load(emitter, make_event, report)
+    load = Load(emitter, make_event, report)
     try:
         load.start()
         await load.accepted(WORKERS, within=recovery)
@@ -126,7 +126,7 @@ async def run(
     accepted = report.ids(Receipt)
     report.stored = Counter(await asyncio.to_thread(read_back, len(accepted)))
     check(report, timeout)
-    await _no_tasks_left(tasks)
+    await no_tasks_left(tasks)
     return report
 
 
@@ -150,7 +150,7 @@ def check(report: Report, timeout: float) -> None:
     assert report.stopped_in < STOP, summary
 
 
-class _Load:
+class Load:
     """Workers that emit one event after the other until told to end."""
 
     def __init__(
@@ -236,7 +236,7 @@ class _Load:
             return
 
 
-async def _no_tasks_left(before: set[asyncio.Task[object]]) -> None:
+async def no_tasks_left(before: set[asyncio.Task[object]]) -> None:
     """A stopped emitter has no tasks; what it cancelled last may need a moment."""
     here = asyncio.current_task()
     left = {task for task in asyncio.all_tasks() - before if task is not here}

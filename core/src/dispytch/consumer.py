@@ -158,6 +158,10 @@ class Consumer:
         """
         raise NotImplementedError
 
+    def dead_letter_producer(self) -> Any:
+        """A `Producer` for dead letters, where the listener is given none; None: there is none."""
+        return None
+
     async def backlog(self) -> int | None:
         """How many messages wait for this group, those under way included; None: not known."""
         return None

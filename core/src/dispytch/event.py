@@ -127,9 +127,13 @@ class EventBase(BaseModel, metaclass=ModelMetaclass):
     ) -> CoreSchema:
         """Drop `__backend_config__` from data in the classes where it would go anywhere."""
         schema = handler(source)
-        keeps_extra = cls.model_config.get("extra", "ignore") != "ignore"
-        if keeps_extra or not getattr(cls.__init__, "__pydantic_base_init__", False):
+        own_init = not getattr(cls.__init__, "__pydantic_base_init__", False)
+        extra = cls.model_config.get("extra")
+        if own_init or extra == "forbid":
+            # It must go before anybody sees it, though JSON is then validated as Python data.
             return core_schema.no_info_before_validator_function(_without_config, schema)
+        if extra == "allow":
+            return core_schema.no_info_after_validator_function(_without_extra, schema)
         return schema
 
     @classmethod
@@ -172,6 +176,13 @@ def _without_config(data: Any) -> Any:
     if isinstance(data, dict) and _CONFIG in data:
         return {name: value for name, value in data.items() if name != _CONFIG}
     return data
+
+
+def _without_extra(event: EventBase) -> EventBase:
+    if event.__pydantic_extra__:
+        event.__pydantic_extra__.pop(_CONFIG, None)
+        event.__pydantic_fields_set__.discard(_CONFIG)
+    return event
 
 
 class EventDefinition:

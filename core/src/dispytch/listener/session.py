@@ -1,0 +1,300 @@
+"""Session: one listener at work, from connecting to draining."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+from dispytch.consumer import Consumer, Delivery, Subscription
+from dispytch.errors import ConfigError, ConnectError, DecodeError
+from dispytch.listener.dispatcher import Dispatcher
+from dispytch.listener.failure import FOR_GROUP, FOR_HANDLERS, DeadLetters, Defect
+from dispytch.listener.handler import Handler
+from dispytch.listener.health import Health
+from dispytch.listener.options import Options
+from dispytch.listener.reading import Read
+from dispytch.listener.routing import Routes, Station, Target
+from dispytch.listener.work import Claim, Run
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("dispytch")
+
+_PING_EVERY = 5.0  # seconds between two signs of life, and seconds for one
+_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds before receiving again without a connection
+_STOP_TIMEOUT = 10.0  # seconds that disconnecting may take
+
+
+class Session:
+    """Connects, takes deliveries in, and hands them to the dispatcher.
+
+    Args:
+        handlers: compiles the handlers, given where sync ones run.
+        consumer: what receives.
+        options: the listener's.
+    """
+
+    def __init__(
+        self,
+        handlers: Callable[[Executor], list[Handler]],
+        consumer: Consumer,
+        options: Options,
+    ) -> None:
+        self._executor = ThreadPoolExecutor(options.max_threads, "dispytch-handler")
+        self._handlers = handlers(self._executor)
+        if not self._handlers:
+            raise ConfigError("the listener has no handlers: declare one with @listener.handler")
+        self._consumer, self._options = consumer, options
+        self._routes = Routes(self._handlers, options.deserializer)
+        self._producer = options.dead_letter or consumer.dead_letter_producer()
+        dead_letters = DeadLetters(self._producer, options.group) if self._producer else None
+        self.dispatcher = Dispatcher(
+            options.limits, dead_letters, consumer.delays, options.group, self._fail
+        )
+        self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._end = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._receiving: str | None = None  # what is wrong with it
+        self._silence: str | None = None
+
+    # Lifecycle
+
+    async def start(self) -> None:
+        """Connect, subscribe, begin."""
+        options, consumer = self._options, self._consumer
+        consumer.max_held = options.limits.max_held
+        consumer.drain_timeout = options.drain_timeout
+        scope = asyncio.timeout(options.timeout)
+        try:
+            async with scope:
+                if self._producer is not None:
+                    await self._producer.start()
+                await consumer.start()
+                await consumer.subscribe(self._subscriptions())
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise ConnectError(
+                f"{consumer.backend}: not subscribed within {options.timeout:g} s",
+                backend=consumer.backend,
+            ) from error
+        for work in (self._intake(), self._watch()):
+            task = self._loop.create_task(work, name="dispytch-listener")
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
+
+    def _subscriptions(self) -> Sequence[Subscription]:
+        options, delimiter = self._options, self._consumer.topic_delimiter
+        ordered: dict[str, bool] = {}
+        for handler in self._handlers:
+            topic = handler.pattern.text
+            ordered[topic] = ordered.get(topic, False) or handler.ordered
+        return [
+            Subscription(topic, options.group, in_order, delimiter)
+            for topic, in_order in ordered.items()
+        ]
+
+    async def ended(self) -> None:
+        """Wait until it is asked to stop; raises what ended it otherwise."""
+        await self._end.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def request_stop(self) -> None:
+        """Let `ended` return."""
+        self._end.set()
+
+    def is_worker(self) -> bool:
+        """Whether a handler asks."""
+        return asyncio.current_task() in self.dispatcher.workers
+
+    def check_loop(self) -> None:
+        """Refuse another loop than the one it was started in.
+
+        Raises:
+            ConfigError: this is another one.
+        """
+        if self._loop is not asyncio.get_running_loop() or self._process != os.getpid():
+            raise ConfigError(
+                "this listener runs in another event loop or process; start and stop it there"
+            )
+
+    async def stop(self) -> None:
+        """Drain and disconnect; a second call waits for the first."""
+        self._end.set()
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._stop(), name="dispytch-stop")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if not await self.dispatcher.stop(self._options.drain_timeout):
+            logger.warning(
+                "handlers still ran after %g s: cancelled, their events come again",
+                self._options.drain_timeout,
+            )
+        await self._attempt("stop", self._consumer.stop)
+        if self._producer is not None:
+            await self._attempt("stop of the dead-letter producer", self._producer.stop)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _attempt(self, what: str, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await call()
+        except Exception as error:  # noqa: BLE001 - the rest must be closed too
+            logger.warning("%s: %s failed: %r", self._consumer.backend, what, error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+            logger.critical("the listener ended: %r", error)
+        self._end.set()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+
+    # Taking in
+
+    async def _intake(self) -> None:
+        """Receive as much as there is room for."""
+        dispatcher, receive, admit = self.dispatcher, self._consumer.receive, self._admit
+        pause = _PAUSE
+        while True:
+            room = await dispatcher.space()
+            try:
+                deliveries = await receive(room)
+            except ConnectError as error:
+                if not error.retriable:
+                    raise
+                self._receiving = str(error)
+                logger.warning("%s; trying again", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            self._receiving, pause = None, _PAUSE
+            for delivery in deliveries:
+                admit(delivery)
+
+    def _admit(self, delivery: Delivery) -> None:
+        """Read a delivery, and add a run for each of its handlers."""
+        station = self._routes.to(delivery.topic)
+        if station is None:
+            self._add_unmatched(delivery, "no handler for this topic")
+            return
+        try:
+            read = station.reader.read(delivery.payload)
+        except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+            self._add_unreadable(delivery, station, error)
+            return
+        if isinstance(read, str):
+            self._add_unmatched(delivery, f"no handler for the type {read!r}")
+            return
+        targets = station.by_type[read.type]
+        if delivery.headers:
+            targets = self._addressed(delivery, targets)
+        if len(targets) == 1:
+            handler, segments = targets[0]
+            event = handler.event(read, delivery, delivery.attempt)
+            self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
+        else:
+            self._add_each(delivery, targets, read)
+
+    def _add_each(self, delivery: Delivery, targets: Sequence[Target], read: Read | None) -> None:
+        """A run for each handler, with a body of its own; none: it is only acknowledged."""
+        claim = Claim(delivery, len(targets) or 1)
+        for handler, segments in targets:
+            event = defect = None
+            try:
+                if read is None:
+                    event = handler.again(delivery, delivery.attempt)
+                else:
+                    event, read = handler.event(read, delivery, delivery.attempt), None
+            except Exception as error:  # noqa: BLE001 - as in `_admit`
+                defect = _unreadable(error, handler.name)
+            self.dispatcher.add(Run(claim, handler, event, segments, defect))
+        if not targets:
+            self.dispatcher.add_done(claim)
+
+    def _add_unreadable(self, delivery: Delivery, station: Station, error: Exception) -> None:
+        """Bytes that are no event, or an event that not all its handlers can read."""
+        kind = station.reader.kind_of(delivery.payload)
+        targets = station.by_type.get(kind or "", ())
+        if targets:
+            self._add_each(delivery, self._addressed(delivery, targets), None)
+        else:
+            self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, _unreadable(error)))
+
+    def _add_unmatched(self, delivery: Delivery, reason: str) -> None:
+        self.dispatcher.counts.unmatched += 1
+        claim = Claim(delivery, 1)
+        if self._options.unmatched == "ack":
+            logger.debug("%s: %s, acknowledged", delivery.topic, reason)
+            self.dispatcher.add_done(claim)
+        else:
+            self.dispatcher.add(Run(claim, None, None, {}, Defect(reason)))
+
+    def _addressed(self, delivery: Delivery, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        """Those that the headers let run: an event that comes back is for some handlers only."""
+        headers = dict(delivery.headers)
+        group, names = headers.get(FOR_GROUP), headers.get(FOR_HANDLERS)
+        if group is not None and group.decode(errors="replace") != (self._options.group or ""):
+            return ()
+        if not names:
+            return targets
+        wanted = set(names.decode(errors="replace").split(","))
+        return tuple(target for target in targets if target.handler.name in wanted)
+
+    # Health
+
+    async def _watch(self) -> None:
+        """Ask the broker for a sign of life, now and then."""
+        while True:
+            await asyncio.sleep(_PING_EVERY)
+            try:
+                async with asyncio.timeout(_PING_EVERY):
+                    await self._consumer.ping()
+            except Exception as error:  # noqa: BLE001 - whatever it is, there was no sign
+                told = str(error) or f"no answer within {_PING_EVERY:g} s"
+                if self._silence is None:
+                    logger.warning("%s: %s", self._consumer.backend, told)
+                self._silence = told
+            else:
+                self._silence = None
+
+    def health(self) -> Health:
+        """How it is."""
+        dispatcher = self.dispatcher
+        problems = [self._receiving, self._silence, dispatcher.problem]
+        if self._failure is not None:
+            problems.append(f"ended: {self._failure!r}")
+        elif self._end.is_set():
+            problems.append("stopping")
+        if dispatcher.full:
+            problems.append(
+                f"intake is paused: {dispatcher.waiting} events wait for their next attempt or "
+                f"behind others of their key, max_parked is {self._options.max_parked}"
+            )
+        return Health(
+            tuple(problem for problem in problems if problem),
+            dispatcher.running,
+            dispatcher.ready,
+            dispatcher.waiting,
+            dispatcher.parked,
+            not dispatcher.full,
+            dispatcher.counts,
+        )
+
+
+def _unreadable(error: Exception, handler: str = "") -> Defect:
+    known = isinstance(error, DecodeError)
+    reason = str(error) if known else f"can't be read: {type(error).__name__}: {error}"
+    return Defect(reason, error, 0, handler)
