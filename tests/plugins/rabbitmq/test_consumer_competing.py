@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from brokers.rabbitmq import RabbitMQ
 from brokers.rabbitmq_access import RabbitMQAccess
 from dispytch import Consumer, Delivery, EventEmitter
 
@@ -32,12 +33,14 @@ class Reader:
     async def _read(self) -> None:
         while True:
             for delivery in await self._consumer.receive(20):
+                if delivery.lost:
+                    continue
                 self._seen.append((self._number, *_lane_and_number(delivery)))
                 self.count += 1
                 await delivery.ack()
             await asyncio.sleep(0.001)
 
-    async def die(self) -> None:
+    async def stop(self) -> None:
         self.task.cancel()
         await asyncio.wait((self.task,))
         await self._consumer.stop()
@@ -54,17 +57,17 @@ async def _all_seen(seen: list[tuple[int, str, int]], count: int) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("end", ["stopped", "cut off"])
 async def test_keys_stay_in_order_and_another_takes_over(
-    rabbitmq_broker: RabbitMQAccess,
-    open_consumer: "OpenConsumer",
-    numbered: Any,
-    unique_name: str,
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer", numbered: Any, unique_name: str, end: str
 ) -> None:
-    """One of two is active; when it dies half-way the other goes on, and no key is out of order."""
-    url = rabbitmq_broker.url
+    """One of two is active; when it ends half-way the other goes on, and no key is out of order."""
+    url = own_rabbitmq.url
+    proxy = own_rabbitmq.proxy()
     seen: list[tuple[int, str, int]] = []
     readers = [
-        Reader(await open_consumer(url, unique_name, held=100), seen, number) for number in (1, 2)
+        Reader(await open_consumer(through, unique_name, held=100), seen, number)
+        for number, through in ((1, own_rabbitmq.url_for(port=proxy.port)), (2, url))
     ]
     async with EventEmitter.from_url(url, timeout=20) as emitter:
         events = [numbered(to=unique_name, lane=f"k{n % KEYS}", number=n) for n in range(EVENTS)]
@@ -72,10 +75,13 @@ async def test_keys_stay_in_order_and_another_takes_over(
         await _all_seen(seen, EVENTS // 4)
         assert {number for number, _, _ in seen} == {1}
         sending = asyncio.create_task(emitter.emit_many(events[EVENTS // 2 :]))
-        await readers[0].die()
+        if end == "stopped":
+            await readers[0].stop()
+        await asyncio.to_thread(proxy.close)
         await sending
         await _all_seen(seen, EVENTS)
-    await readers[1].die()
+    for reader in readers:
+        await reader.stop()
     assert readers[1].count > EVENTS // 4
     first: dict[str, list[int]] = defaultdict(list)
     for _, lane, number in seen:
@@ -105,5 +111,5 @@ async def test_without_order_all_work(
         await _all_seen(seen, EVENTS)
     for reader in readers:
         assert reader.count > EVENTS // 10
-        await reader.die()
+        await reader.stop()
     assert len(seen) == EVENTS

@@ -80,8 +80,10 @@ class RabbitMQConsumer(Consumer):
             try:
                 await self._link.close()
             finally:
-                await self._delays.close()
+                self._queues, self._names = [], []
+                self._ready.clear()
                 self._news.set()
+                await self._delays.close()
 
     async def ping(self) -> None:
         """Open and close a channel.
@@ -109,6 +111,8 @@ class RabbitMQConsumer(Consumer):
             ConfigError: a subscription can't work, or its queue exists with other arguments.
         """
         queues = plan(subscriptions)
+        if self._queues:
+            raise ConfigError("rabbitmq: this consumer is subscribed already; make another")
         channel = await self._link.channel()
         if channel is None or self._held is None:
             raise ConnectError("rabbitmq: not started", backend="rabbitmq", retriable=False)
