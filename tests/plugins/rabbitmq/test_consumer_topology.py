@@ -180,6 +180,30 @@ async def test_consumer_refused_for_good_says_so(
         await consumer.ping()
 
 
+async def test_second_subscribing_is_refused(
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer"
+) -> None:
+    """A consumer belongs to one listener; a mistake must not cost its connection."""
+    consumer = await open_consumer(own_rabbitmq.url, "once")
+    with pytest.raises(ConfigError, match="already"):
+        await consumer.subscribe([Subscription("other", "g")])
+    await consumer.ping()
+
+
+async def test_consumer_starts_again_after_a_stop(
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer"
+) -> None:
+    """Stopped and started it is as new: subscribed to nothing."""
+    consumer = await open_consumer(own_rabbitmq.url, "restarts")
+    await _publish(own_rabbitmq.url, "restarts")
+    await take(consumer, 1)
+    await consumer.stop()
+    await consumer.start()
+    await consumer.subscribe([Subscription("restarts", "g")])
+    (delivery,) = await take(consumer, 1)
+    await delivery.ack()
+
+
 # Dead letters
 
 
@@ -226,6 +250,18 @@ async def test_dead_letter_queue_deleted_meanwhile_is_declared_again(
     await producer.send_dead_letter(out)
     await producer.stop()
     assert own_rabbitmq.queue_size("fleeting.dlq") == 1
+
+
+async def test_consumer_has_a_producer_for_dead_letters(
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer"
+) -> None:
+    """A listener that is given a consumer alone can still dead-letter."""
+    consumer = await open_consumer(own_rabbitmq.url, "alone")
+    producer = consumer.dead_letter_producer()
+    await producer.start()
+    await producer.send_dead_letter(Outgoing("id", "kind", "alone.dlq", b"x"))
+    await producer.stop()
+    assert own_rabbitmq.queue_size("alone.dlq") == 1
 
 
 async def test_looking_at_dead_letters_loses_none(

@@ -17,6 +17,7 @@ from dispytch_rabbitmq.delays import Delays
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, Meaning, describe, meaning
 from dispytch_rabbitmq.held import Held, RabbitMQDelivery
 from dispytch_rabbitmq.link import Link
+from dispytch_rabbitmq.producer import RabbitMQProducer
 from dispytch_rabbitmq.queuing import bind_queue, consume_queue, declare_queue
 from dispytch_rabbitmq.topology import Queue, declare, plan
 
@@ -141,6 +142,10 @@ class RabbitMQConsumer(Consumer):
             self._news.clear()
             await self._news.wait()
         return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+
+    def dead_letter_producer(self) -> RabbitMQProducer:
+        """A producer with a connection of its own to the same broker."""
+        return RabbitMQProducer.from_connection(self._settings)
 
     async def backlog(self) -> int | None:
         """How many messages are ready in the queues, with those that are here unsettled."""
