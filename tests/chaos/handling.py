@@ -16,8 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from brokers.proxy import Proxy
 from chaos.scenario import Load, Report, no_tasks_left
-from dispytch import Event, EventBase, EventEmitter, EventListener, Receipt
+from dispytch import (
+    Event,
+    EventBase,
+    EventEmitter,
+    EventListener,
+    Receipt,
+    Retry,
+    Subscription,
+    plugins,
+)
+from dispytch.url import connect
 
 BEFORE = 300
 """Events handled before the fault begins, and again after it has ended."""
@@ -345,3 +356,59 @@ async def outlive_the_drain(url: str, topic: str, folder: Path) -> None:
     done = workers.handled()
     assert [each.number for each in done if each.pid == second.pid] == [7]
     assert duplicates(done) == 0
+
+
+async def keep_what_cannot_be_buried(url: str, proxied_url: str, topic: str, proxy: Proxy) -> None:
+    """The dead-letter topic out of reach: the event is kept, and buried when it is there again.
+
+    Args:
+        url: the broker.
+        proxied_url: the same, through the proxy: the way of the dead letters.
+        topic: exists where the backend needs that.
+        proxy: cuts that way.
+    """
+
+    class Poison(EventBase):
+        __topic__ = topic
+        __event_type__ = "poison"
+
+    def listener() -> EventListener:
+        producer = EventEmitter.from_url(proxied_url).producer
+        made = EventListener.from_url(url, group=f"{topic}-group", dead_letter=producer)
+
+        @made.handler(Poison, retry=Retry(attempts=1))
+        async def fail(event: Event[Poison]) -> None:
+            raise ValueError("never")
+
+        return made
+
+    first = listener()
+    async with first, EventEmitter.from_url(url) as emitter:
+        proxy.refuse()
+        await emitter.emit(Poison())
+        await true_soon(lambda: any("dead letters" in told for told in first.health().problems))
+        assert first.counts.dead_lettered == 0
+        assert await first.consumer.backlog() == 1
+        await asyncio.to_thread(proxy.restore)
+        await true_soon(lambda: first.counts.dead_lettered == 1)
+        await true_soon(lambda: not first.health().problems)
+    second = listener()
+    async with second:
+        assert await second.consumer.backlog() == 0
+    backend = plugins.backend_for_url(url)
+    assert backend.connection is not None
+    letters = backend.make_consumer(connect(url, backend.connection))
+    await letters.start()
+    await letters.subscribe([Subscription(f"{topic}.dlq", f"{topic}-readers")])
+    async with asyncio.timeout(30):
+        (letter,) = await letters.receive(10)
+    assert dict(letter.headers)["x-dispytch-dlq-message"] == b"never"
+    await letter.ack()
+    await letters.stop()
+
+
+async def true_soon(true: Callable[[], bool], within: float = 60.0) -> None:
+    """Wait for something that tells nobody."""
+    async with asyncio.timeout(within):
+        while not true():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)
