@@ -105,12 +105,15 @@ class Held:
         headers = envelope.headers
         if not queue.binding:
             headers += dead_letter_facts(raw, headers)
+        topic = queue.topic or envelope.topic or message.routing_key or ""
+        via = queue.via(topic)
         delivery = RabbitMQDelivery(
-            queue.topic or envelope.topic or message.routing_key or "",
+            topic,
             message.body,
             envelope.key,
             headers,
             envelope.attempt,
+            via,
             message=message,
             queue=queue,
             held=self,
@@ -118,7 +121,10 @@ class Held:
         if self.ended:
             return
         self._unsettled[delivery.tag] = delivery
-        self._hand_over(delivery)
+        if via:
+            self._hand_over(delivery)
+        else:
+            self.settle(delivery)
 
     def settle(self, delivery: RabbitMQDelivery, *, again: bool = False) -> None:
         """Note it for being told; `again`: back into its queue.
