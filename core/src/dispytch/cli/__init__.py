@@ -1,4 +1,4 @@
-"""The `dispytch` command: what is installed, what it takes, and emitting from a file.
+"""The `dispytch` command: running listeners, emitting, looking on, dead letters, what is installed.
 
 Needs the extra `dispytch[cli]`; without it, `main` says so.
 """

@@ -8,7 +8,10 @@ import click
 
 from dispytch.cli.backends import backends
 from dispytch.cli.demo import demo
+from dispytch.cli.dlq import dlq
 from dispytch.cli.emit import emit
+from dispytch.cli.listen import listen
+from dispytch.cli.run import run
 from dispytch.cli.schema import schema
 from dispytch.errors import BackendNotFoundError, ConfigError, DispytchError
 
@@ -50,10 +53,10 @@ def without_urls(text: str) -> str:
 @click.version_option(package_name="dispytch")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Typed events over any broker: see what is installed, look up a schema, emit."""
+    """Typed events over any broker: run a listener, emit, look on, replay what failed."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for command in (backends, schema, emit, demo):
+for command in (run, emit, listen, dlq, backends, schema, demo):
     app.add_command(command)
