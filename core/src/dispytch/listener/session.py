@@ -73,7 +73,8 @@ class Session:
                 if self._producer is not None:
                     await self._producer.start()
                 await consumer.start()
-                await consumer.subscribe(self._subscriptions())
+                subscriptions = self._subscriptions()
+                await consumer.subscribe(subscriptions)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -81,6 +82,10 @@ class Session:
                 f"{consumer.backend}: not subscribed within {options.timeout:g} s",
                 backend=consumer.backend,
             ) from error
+        topics = ", ".join(each.topic for each in subscriptions)
+        logger.info(
+            "%s: listening to %s as %s", consumer.backend, topics, options.group or "no group"
+        )
         for work in (self._intake(), self._watch()):
             task = self._loop.create_task(work, name="dispytch-listener")
             task.add_done_callback(self._task_ended)
