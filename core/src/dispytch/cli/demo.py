@@ -205,7 +205,7 @@ class Lines:
 def counters(broker: MemoryBroker, tally: Tally) -> Table:
     """The counters as they are now."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 2))
-    for column in ("handler", "", "handled", "running", "failed attempts"):
+    for column in ("handler", "", "handled", "running", "failed"):
         table.add_column(column, justify="left" if column in {"handler", ""} else "right")
     for step in STEPS:
         done = tally.handled[step]

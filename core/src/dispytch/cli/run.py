@@ -29,21 +29,35 @@ _THREADS_TIMEOUT = 1.0  # seconds for threads to notice that nothing more comes
 @click.command()
 @click.argument("target", metavar="MODULE:LISTENER")
 @click.option(
-    "--workers", type=click.IntRange(1, 1000), default=1, show_default=True, metavar="N",
+    "--workers",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
     help="Processes; one that dies is reported and started again.",
 )
 @click.option("--reload", is_flag=True, help="Start again when a Python file in DIR changes.")
 @click.option(
-    "--app-dir", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".",
-    metavar="DIR", help="Where MODULE is looked for first.  [default: the working directory]",
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    metavar="DIR",
+    help="Where MODULE is looked for first.  [default: the working directory]",
 )
 @click.option(
-    "--drain-timeout", type=click.FloatRange(0, 86_400), metavar="SECONDS",
+    "--drain-timeout",
+    type=click.FloatRange(0, 86_400),
+    metavar="SECONDS",
     help="What handlers get to finish at the end; instead of the listener's own.",
 )
 @click.option("--worker", is_flag=True, hidden=True, help="Standard input is the supervisor.")
 def run(
-    *, target: str, workers: int, reload: bool, app_dir: Path, drain_timeout: float | None,
+    *,
+    target: str,
+    workers: int,
+    reload: bool,
+    app_dir: Path,
+    drain_timeout: float | None,
     worker: bool,
 ) -> None:
     """Run a listener: the name LISTENER in MODULE, or a function there that returns one.
@@ -76,7 +90,8 @@ def log_to_stderr() -> None:
     """Log what matters, unless the application has set up logging itself."""
     if not logging.getLogger().handlers:
         logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s"
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s",
         )
 
 
@@ -93,7 +108,9 @@ def load(target: str, app_dir: Path) -> EventListener:
     """
     module_name, _, path = target.partition(":")
     if not module_name or not path:
-        raise click.UsageError(f"expected MODULE:LISTENER, for example app.main:listener, not {target!r}")
+        raise click.UsageError(
+            f"expected MODULE:LISTENER, for example app.main:listener, not {target!r}"
+        )
     sys.path.insert(0, str(app_dir.resolve()))
     module = _import(module_name, app_dir)
     found: Any = module
@@ -120,7 +137,7 @@ def _import(name: str, app_dir: Path) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise click.UsageError(
-                f"no module {error.name!r} in {app_dir.resolve()} or where Python looks for modules; "
+                f"no module {error.name!r} in {app_dir.resolve()}, nor installed; "
                 "--app-dir says where it is"
             ) from error
         traceback.print_exc()

@@ -121,7 +121,7 @@ class Supervisor:
         with ours:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command, stdin=theirs, process_group=0
+                    *self._command, stdin=theirs.fileno(), process_group=0
                 )
             logger.info("worker %d started: process %d", number, process.pid)
             ended = asyncio.create_task(process.wait())
@@ -178,7 +178,7 @@ async def _wait(event: asyncio.Event, timeout: float) -> None:
 
 def _drain_timeout(worker: socket.socket) -> float:
     """What the worker said; nothing: it has not begun to handle."""
-    worker.setblocking(False)
+    worker.settimeout(0)
     try:
         return float(worker.recv(64) or 0)
     except OSError:
@@ -197,9 +197,7 @@ def _told(code: int) -> str:
 
 def _times(directory: Path) -> Mapping[str, int]:
     """When each Python file was last changed, in nanoseconds, by its path within the directory."""
-    return {
-        os.path.relpath(path, directory): modified for path, modified in _files(str(directory))
-    }
+    return {os.path.relpath(path, directory): modified for path, modified in _files(str(directory))}
 
 
 def _files(directory: str) -> Iterator[tuple[str, int]]:
