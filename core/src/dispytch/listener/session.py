@@ -83,9 +83,8 @@ class Session:
                 backend=consumer.backend,
             ) from error
         topics = ", ".join(each.topic for each in subscriptions)
-        logger.info(
-            "%s: listening to %s as %s", consumer.backend, topics, options.group or "no group"
-        )
+        group = "without a group" if options.group is None else f"as {options.group!r}"
+        logger.info("%s: listening to %s %s", consumer.backend, topics, group)
         for work in (self._intake(), self._watch()):
             task = self._loop.create_task(work, name="dispytch-listener")
             task.add_done_callback(self._task_ended)
