@@ -116,4 +116,4 @@ def print_event(delivery: Delivery) -> None:
             console.print(Syntax(body, "json", background_color="default", word_wrap=True))
         else:
             console.print(Text(f"  {printable(body)}"), soft_wrap=True)
-    click.echo(captured.get(), nl=False)
+    click.echo(captured.get(), nl=False, color=console.is_terminal)
