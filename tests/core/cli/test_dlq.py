@@ -159,7 +159,7 @@ def test_dlq_replay_reaches_the_handler_that_failed_alone(run, letters):
     by_id = {message.event_id: message for message in again}
     one = by_id["o-1"]
     assert (one.payload, one.key, one.type) == (order(1), "ada", "order")
-    assert one.headers["source"] == "test"
+    assert one.headers["source"] == b"test"
     assert not any(name.startswith("x-dispytch-dlq-") for name in one.headers)
     assert one.headers[FOR[0]] == b"shop"
     assert one.headers[FOR[1]].endswith(b".bill")

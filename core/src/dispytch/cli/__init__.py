@@ -12,6 +12,8 @@ def main() -> None:
     """Run the command and exit with its status; the entry point of the script `dispytch`."""
     try:
         from dispytch.cli.app import app  # noqa: PLC0415 - it needs the extra
+
+        app(prog_name="dispytch")
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
@@ -21,4 +23,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    app(prog_name="dispytch")

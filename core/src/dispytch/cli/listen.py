@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import click
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.text import Text
 
 from dispytch.cli.receiving import (
@@ -113,6 +112,8 @@ def print_event(delivery: Delivery) -> None:
     with console.capture() as captured:  # a rich console ends the program when a pipe is closed
         console.print(line, soft_wrap=True)
         if isinstance(envelope, Envelope) and console.is_terminal:
+            from rich.syntax import Syntax  # noqa: PLC0415 - slow to import, and for terminals only
+
             console.print(Syntax(body, "json", background_color="default", word_wrap=True))
         else:
             console.print(Text(f"  {printable(body)}"), soft_wrap=True)

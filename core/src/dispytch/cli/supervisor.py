@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["KILLED", "Supervisor"]
+__all__ = ["KILLED", "Supervisor", "delay_after"]
 
 logger = logging.getLogger("dispytch")
 
@@ -106,7 +106,7 @@ class Supervisor:
                 return code
             else:
                 deaths = 1 if clock() - began >= _STEADY else deaths + 1
-                delay = 0.0 if deaths == 1 else min(_CAP, _BASE * 2.0 ** min(deaths - 2, 60))
+                delay = delay_after(deaths)
                 logger.error(
                     "worker %d %s; starting it again%s",
                     number, _told(code), f" in {delay:g} s" if delay else "",
@@ -155,6 +155,11 @@ class Supervisor:
                 logger.info("%s changed: starting again", ", ".join(changed))
                 halt, self._halt = self._halt, asyncio.Event()
                 halt.set()
+
+
+def delay_after(deaths: int) -> float:
+    """Seconds until a worker is started again, after so many deaths one right after the other."""
+    return 0.0 if deaths == 1 else min(_CAP, _BASE * 2.0 ** min(deaths - 2, 60))
 
 
 async def _first(
