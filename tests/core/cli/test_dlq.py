@@ -192,7 +192,7 @@ def test_dlq_replay_to_another_topic_is_for_everyone_there(run, letters):
 @pytest.mark.parametrize("known", [True, False])
 def test_dlq_replay_does_not_loop_on_new_ones(run, letters, monkeypatch, known):
     """What is dead-lettered again because of the replay waits for the next one."""
-    url, kept, shop = letters
+    url, kept, _ = letters
     send = MemoryProducer.send_message
 
     async def fails_again(self: Any, out: Any) -> Any:

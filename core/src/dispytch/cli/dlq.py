@@ -37,6 +37,7 @@ GROUP = "dispytch.dlq"
 QUIET = 3.0
 """Seconds without a dead letter after which there is none left."""
 
+_PATIENCE = 10.0  # the same where the broker says that there are some
 _BATCH = 100  # letters replayed together
 _TIMEOUT = 30.0  # seconds until the outcome of each must be known
 _MOST_SHOWN = 10_000  # brokers limit how many messages may be held without acknowledging them
@@ -142,7 +143,7 @@ class Pile:
         seen = 0
         while (room := self._room(seen)) > 0:
             try:
-                async with asyncio.timeout(QUIET):
+                async with asyncio.timeout(_PATIENCE if self.total else QUIET):
                     batch = await self.consumer.receive(room)
             except TimeoutError:
                 return
