@@ -146,6 +146,13 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
+def chaos(session: nox.Session) -> None:
+    """The faults again, with the full loads that are too long for every change."""
+    _install(session, *PLUGINS, groups=("test", "brokers"))
+    session.run("pytest", "tests/chaos", *session.posargs, env={"DISPYTCH_FULL_LOAD": "1"})
+
+
+@nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
     """Measure: imports, and emitting without a network, beside pydantic alone."""
     _install(session, *PLUGINS, groups=())

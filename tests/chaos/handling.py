@@ -16,10 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from brokers.proxy import Proxy
 from chaos.scenario import Load, Report, no_tasks_left
-from dispytch import Event, EventBase, EventEmitter, EventListener, Receipt
+from dispytch import (
+    Event,
+    EventBase,
+    EventEmitter,
+    EventListener,
+    Receipt,
+    Retry,
+    Subscription,
+    plugins,
+)
+from dispytch.url import connect
 
-BEFORE = 300
+
+def load_of(short: int, full: int) -> int:
+    """How many events: few in CI, all in the nox session `chaos`."""
+    return full if os.environ.get("DISPYTCH_FULL_LOAD") else short
+
+
+BEFORE = load_of(300, 5_000)
 """Events handled before the fault begins, and again after it has ended."""
 
 RECOVERY = 60.0
@@ -221,6 +238,10 @@ class Workers:
             )
             await asyncio.sleep(0.1)
 
+    async def hear_of(self, worker: subprocess.Popen[bytes], within: float) -> None:
+        """Wait until a worker has handled something."""
+        await true_soon(lambda: worker.pid in {each.pid for each in self.handled()}, within)
+
     def told(self) -> str:
         """The end of what they wrote to stderr."""
         return self._errors.read_text()[-2000:] if self._errors.exists() else ""
@@ -255,12 +276,9 @@ def check_order(done: list[Handled]) -> None:
     assert not wrong, f"{wrong} of {len(seen)} events out of order"
 
 
-def load_of(short: int, full: int) -> int:
-    """How many events: few in CI, all in the nox session `chaos`."""
-    return full if os.environ.get("DISPYTCH_FULL_LOAD") else short
-
-
-async def emit_all(emitter: EventEmitter, topic: str, count: int, lanes: int) -> None:
+async def emit_all(
+    emitter: EventEmitter, topic: str, count: int, lanes: int, first: int = 0
+) -> None:
     """Emit so many events, in order per key, and see each confirmed."""
 
     class Numbered(EventBase):
@@ -271,10 +289,9 @@ async def emit_all(emitter: EventEmitter, topic: str, count: int, lanes: int) ->
         lane: int
         number: int
 
-    for start in range(0, count, 500):
-        await emitter.emit_many(
-            Numbered(lane=n % lanes, number=n) for n in range(start, min(start + 500, count))
-        )
+    for start in range(first, first + count, 500):
+        end = min(start + 500, first + count)
+        await emitter.emit_many(Numbered(lane=n % lanes, number=n) for n in range(start, end))
 
 
 async def kill_workers(
@@ -295,13 +312,19 @@ async def kill_workers(
     with Workers(url, topic, folder, max_in_flight=in_flight, work=0.01) as workers:
         alive = [workers.start(), workers.start()]
         async with EventEmitter.from_url(url) as emitter:
-            emitting = asyncio.create_task(emit_all(emitter, topic, count, lanes))
-            for kill in range(1, kills + 1):
-                await workers.reach(count * kill // (kills + 2), within=120)
+            share = count // (kills + 1)
+            for kill in range(kills):
+                emitting = asyncio.create_task(
+                    emit_all(emitter, topic, share, lanes, first=kill * share)
+                )
                 victim = alive.pop(0)
+                await workers.reach(kill * share + share // 3, within=120)
+                await workers.hear_of(victim, within=60)
                 await asyncio.to_thread(workers.kill, victim)
                 alive.append(await asyncio.to_thread(workers.start))
-            await emitting
+                await emitting
+            emitted = kills * share
+            await emit_all(emitter, topic, count - emitted, lanes, first=emitted)
         done = await workers.reach(count, within=180)
         for worker in alive:
             assert await asyncio.to_thread(workers.terminate, worker) == 0, workers.told()
@@ -345,3 +368,59 @@ async def outlive_the_drain(url: str, topic: str, folder: Path) -> None:
     done = workers.handled()
     assert [each.number for each in done if each.pid == second.pid] == [7]
     assert duplicates(done) == 0
+
+
+async def keep_what_cannot_be_buried(url: str, proxied_url: str, topic: str, proxy: Proxy) -> None:
+    """The dead-letter topic out of reach: the event is kept, and buried when it is there again.
+
+    Args:
+        url: the broker.
+        proxied_url: the same, through the proxy: the way of the dead letters.
+        topic: exists where the backend needs that.
+        proxy: cuts that way.
+    """
+
+    class Poison(EventBase):
+        __topic__ = topic
+        __event_type__ = "poison"
+
+    def listener() -> EventListener:
+        producer = EventEmitter.from_url(proxied_url).producer
+        made = EventListener.from_url(url, group=f"{topic}-group", dead_letter=producer)
+
+        @made.handler(Poison, retry=Retry(attempts=1))
+        async def fail(event: Event[Poison]) -> None:
+            raise ValueError("never")
+
+        return made
+
+    first = listener()
+    async with first, EventEmitter.from_url(url) as emitter:
+        proxy.refuse()
+        await emitter.emit(Poison())
+        await true_soon(lambda: any("dead letters" in told for told in first.health().problems))
+        assert first.counts.dead_lettered == 0
+        assert await first.consumer.backlog() == 1
+        await asyncio.to_thread(proxy.restore)
+        await true_soon(lambda: first.counts.dead_lettered == 1)
+        await true_soon(lambda: not first.health().problems)
+    second = listener()
+    async with second:
+        assert await second.consumer.backlog() == 0
+    backend = plugins.backend_for_url(url)
+    assert backend.connection is not None
+    letters = backend.make_consumer(connect(url, backend.connection))
+    await letters.start()
+    await letters.subscribe([Subscription(f"{topic}.dlq", f"{topic}-readers")])
+    async with asyncio.timeout(30):
+        (letter,) = await letters.receive(10)
+    assert dict(letter.headers)["x-dispytch-dlq-message"] == b"never"
+    await letter.ack()
+    await letters.stop()
+
+
+async def true_soon(true: Callable[[], bool], within: float = 60.0) -> None:
+    """Wait for something that tells nobody."""
+    async with asyncio.timeout(within):
+        while not true():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.05)

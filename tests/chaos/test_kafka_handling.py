@@ -9,6 +9,7 @@ import pytest
 from brokers.kafka import Kafka
 from chaos.handling import (
     Handling,
+    keep_what_cannot_be_buried,
     kill_workers,
     load_of,
     outlive_the_drain,
@@ -23,7 +24,10 @@ pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 HOLD = 20.0
 """Seconds that a broker is frozen or unreachable."""
 
-COMMIT_BATCH = 1000
+QUICK = "?session_timeout_ms=6000&heartbeat_interval_ms=1000"
+"""A dead listener is replaced soon."""
+
+COMMIT_BATCH = 500
 """Handled events that a killed Kafka listener may not have committed yet; see docs/kafka.md."""
 
 
@@ -79,7 +83,7 @@ async def test_killed_listeners_lose_nothing(
     """Processes killed in the middle of handlers: all handled, in order, few of them twice."""
     own_kafka.create_topic(unique_name, 8)
     await kill_workers(
-        own_kafka.url,
+        own_kafka.url + QUICK,
         unique_name,
         tmp_path,
         slack=COMMIT_BATCH,
@@ -94,7 +98,7 @@ async def test_a_stopped_listener_repeats_nothing(
 ) -> None:
     """SIGTERM during load: what was finished never comes again."""
     own_kafka.create_topic(unique_name, 4)
-    await terminate_workers(own_kafka.url, unique_name, tmp_path, count=2_000)
+    await terminate_workers(own_kafka.url + QUICK, unique_name, tmp_path, count=2_000)
 
 
 async def test_what_outlives_the_drain_comes_again_alone(
@@ -102,4 +106,14 @@ async def test_what_outlives_the_drain_comes_again_alone(
 ) -> None:
     """A handler still running after `drain_timeout`: its event comes again, no other."""
     own_kafka.create_topic(unique_name, 50)
-    await outlive_the_drain(own_kafka.url, unique_name, tmp_path)
+    await outlive_the_drain(own_kafka.url + QUICK, unique_name, tmp_path)
+
+
+async def test_an_unreachable_dead_letter_topic_loses_nothing(
+    own_kafka: Kafka, unique_name: str
+) -> None:
+    """What can't be dead-lettered is not acknowledged, and tried again until it can."""
+    own_kafka.create_topic(unique_name)
+    with own_kafka.proxy() as proxy:
+        proxied = own_kafka.proxied_url
+        await keep_what_cannot_be_buried(own_kafka.url, proxied, unique_name, proxy)

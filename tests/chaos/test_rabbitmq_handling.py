@@ -9,6 +9,7 @@ import pytest
 from brokers.rabbitmq import RabbitMQ
 from chaos.handling import (
     Handling,
+    keep_what_cannot_be_buried,
     kill_workers,
     load_of,
     outlive_the_drain,
@@ -97,3 +98,12 @@ async def test_what_outlives_the_drain_comes_again_alone(
 ) -> None:
     """A handler still running after `drain_timeout`: its event comes again, no other."""
     await outlive_the_drain(own_rabbitmq.url, unique_name, tmp_path)
+
+
+async def test_an_unreachable_dead_letter_topic_loses_nothing(
+    own_rabbitmq: RabbitMQ, unique_name: str
+) -> None:
+    """What can't be dead-lettered is not acknowledged, and tried again until it can."""
+    with own_rabbitmq.proxy() as proxy:
+        proxied = own_rabbitmq.url_for(port=proxy.port)
+        await keep_what_cannot_be_buried(own_rabbitmq.url, proxied, unique_name, proxy)

@@ -19,7 +19,7 @@ def main(url: str, topic: str, log: str, *given: str) -> None:
     work, stuck = float(options.get("work", 0)), int(float(options.get("stuck", -1)))
     listener = EventListener.from_url(
         url,
-        group="workers",
+        group=f"{topic}-workers",
         max_in_flight=int(float(options.get("max_in_flight", 100))),
         drain_timeout=float(options.get("drain_timeout", 30)),
     )
