@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -307,3 +308,34 @@ def test_dlq_replay_on_a_terminal_shows_progress():
     assert process.returncode == 0
     assert told == b"250 dead letter(s) of t replayed, 0 remain\n"
     assert b"250/250" in shown
+
+
+def test_dlq_replay_ctrl_c_tells_what_was_done(run, letters, monkeypatch):
+    """Ctrl-C ends it with the figures and status 130; what was not confirmed stays there."""
+    send = MemoryProducer.send_message
+
+    async def interrupted(self: Any, out: Any) -> Any:
+        if out.payload == b"nonsense":
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        return await send(self, out)
+
+    monkeypatch.setattr(MemoryProducer, "send_message", interrupted)
+    result = run("dlq", "replay", letters[0], "orders")
+    assert result.exit_code == 130
+    assert result.stdout == "interrupted: 0 dead letter(s) of orders replayed, 3 remain\n"
+    assert len(run("dlq", "list", letters[0], "orders", "--json").stdout.splitlines()) == 3
+
+
+def test_dlq_replay_of_an_earlier_replay_is_addressed_anew():
+    """An event that failed, was replayed and failed again carries one address, of the last time."""
+    told = {"group": b"shop", "handler": b"m.bill", "topic": b"t"}
+    headers = (
+        (FOR[0], b"old"),
+        (FOR[1], b"old"),
+        *((f"x-dispytch-dlq-{name}", value) for name, value in told.items()),
+    )
+    again = outgoing(Delivery("t.dlq", b"x", None, headers), "t", None, MemoryProducer())
+    assert dict(again.headers) == {FOR[0]: b"shop", FOR[1]: b"m.bill"}
+    elsewhere = outgoing(Delivery("t.dlq", b"x", None, headers), "t", "u", MemoryProducer())
+    assert (elsewhere.topic, dict(elsewhere.headers)) == ("u", {})
