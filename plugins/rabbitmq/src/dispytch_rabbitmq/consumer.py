@@ -28,7 +28,7 @@ logger = logging.getLogger("dispytch.rabbitmq")
 _MAX_PREFETCH = 65_535
 _GOODBYE = 3.0
 _SETTLING = 1.0
-"""Seconds that a channel stays open after the last acknowledgement: that of a quorum queue passes on
+"""Seconds that a channel stays open after the last ack: that of a quorum queue passes on
 some 32 at once, keeps the others until those are applied, and forgets what it keeps when it is
 closed. Nothing tells when it is through."""
 
