@@ -96,12 +96,14 @@ async def test_pattern_keeps_the_topic_over_a_delay(
     unique_name: str,
 ) -> None:
     """The queue's name, by which it comes back, does not take the topic's place."""
-    consumer = await open_consumer(rabbitmq_broker.url, "{any_topic}", group=unique_name)
-    await emitter.emit(numbered(to=unique_name))
-    (first,) = [one for one in await take(consumer, 1) if one.topic == unique_name]
+    topic = f"{unique_name}.one"
+    consumer = await open_consumer(rabbitmq_broker.url, f"{unique_name}.{{any}}")
+    await emitter.emit(numbered(to=topic))
+    (first,) = await take(consumer, 1)
+    assert first.topic == topic
     await first.nack(1)
     (second,) = await take(consumer, 1)
-    assert (second.topic, second.attempt) == (unique_name, 2)
+    assert (second.topic, second.attempt) == (topic, 2)
     await second.ack()
 
 
