@@ -107,9 +107,20 @@ async def _admin(bootstrap: str) -> AsyncIterator[Any]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         await admin.start()
+        await _unfenced(admin)
         yield admin
     finally:
         await admin.close()
+
+
+async def _unfenced(admin: Any) -> None:
+    """Wait until the cluster names a broker: one that was frozen is fenced for a moment."""
+    deadline = time.monotonic() + 30
+    while admin._client.cluster.controller is None:
+        if time.monotonic() > deadline:
+            raise BrokerError("no broker is in the cluster")
+        await admin._client.force_metadata_update()
+        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

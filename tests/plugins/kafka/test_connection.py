@@ -90,6 +90,31 @@ def test_options_are_typed(tmp_path: Path) -> None:
     assert settings["client_id"] == "shop"
 
 
+def test_a_member_gets_more_time_to_join_than_handlers_to_finish() -> None:
+    """60 s, or the drain and 30 s; what a URL says wins."""
+    connection = parse("kafka://a")
+    assert connection.consumer_settings("g", 10)["rebalance_timeout_ms"] == 60_000
+    assert connection.consumer_settings("g", 120)["rebalance_timeout_ms"] == 150_000
+    own = parse("kafka://a?rebalance_timeout_ms=70000").consumer_settings("g", 120)
+    assert own["rebalance_timeout_ms"] == 70_000
+
+
+def test_a_consumer_never_commits_by_itself() -> None:
+    """It begins at the oldest record, and sees what transactions have committed."""
+    settings = parse(
+        "kafka://a?group_instance_id=one&session_timeout_ms=9000&discovery_interval_ms=700"
+    ).consumer_settings("g", 30)
+    assert settings["enable_auto_commit"] is False
+    assert settings["auto_offset_reset"] == "earliest"
+    assert settings["isolation_level"] == "read_committed"
+    assert (settings["group_id"], settings["group_instance_id"]) == ("g", "one")
+    assert settings["session_timeout_ms"] == 9000
+    assert settings["metadata_max_age_ms"] == 700
+    alone = parse("kafka://a?auto_offset_reset=latest").consumer_settings(None, 30)
+    assert "group_id" not in alone
+    assert alone["auto_offset_reset"] == "earliest"
+
+
 def test_a_login_is_percent_decoded_and_hidden() -> None:
     """The client gets user and password as they are; the connection's repr does not."""
     connection = parse(f"kafka+ssl://{NAME}:{quote('p@/:#?%', safe='')}@a")
@@ -120,6 +145,12 @@ def test_tls_always_checks_certificates_and_names() -> None:
         ("kafka://a?compression=brotli", "compression"),
         ("kafka://a?linger_ms=-1", "linger_ms"),
         ("kafka://a?request_timeout_ms=soon", "request_timeout_ms"),
+        ("kafka://a?auto_offset_reset=none", "auto_offset_reset"),
+        ("kafka://a?isolation_level=dirty", "isolation_level"),
+        ("kafka://a?session_timeout_ms=5000", "heartbeat_interval_ms"),
+        ("kafka://a?commit_every=0", "commit_every"),
+        ("kafka://a?enable_auto_commit=true", "enable_auto_commit"),
+        ("kafka://a?group_id=other", "group_id"),
         ("kafka://a?max_request_bytes=0", "max_request_bytes"),
         ("kafka://a/topic", "path"),
         ("kafka://a?sasl_mechanism=PLAIN", "sasl_mechanism"),
@@ -173,7 +204,7 @@ def test_a_wrong_url_repeats_no_secret(url: str, caplog: pytest.LogCaptureFixtur
 
 def test_a_missing_compression_library_is_noticed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when the first batch is compressed."""
-    monkeypatch.setattr("dispytch_kafka.config.find_spec", lambda name: None)
+    monkeypatch.setattr("dispytch_kafka.connection.find_spec", lambda name: None)
     assert parse("kafka://a?compression=gzip").compression == "gzip"
     with pytest.raises(ConfigError, match=r"dispytch-kafka\[compression\]"):
         parse("kafka://a?compression=zstd")

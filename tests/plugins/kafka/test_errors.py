@@ -5,7 +5,17 @@ import inspect
 import pytest
 
 from dispytch import EmitRejected, EmitUnknown
-from dispytch_kafka.errors import FATES, Fate, as_connect_error, as_rejected, fate_of, outcome_of
+from dispytch_kafka.errors import (
+    FATES,
+    READINGS,
+    Fate,
+    Reading,
+    as_connect_error,
+    as_rejected,
+    fate_of,
+    outcome_of,
+    reading_of,
+)
 
 pytest.importorskip("aiokafka")
 
@@ -29,12 +39,15 @@ def test_every_class_is_mapped() -> None:
     assert len(classes()) > 90
     unmapped = sorted(cls.__name__ for cls in classes() if cls.__name__ not in FATES)
     assert not unmapped
+    unread = sorted(cls.__name__ for cls in classes() if cls.__name__ not in READINGS)
+    assert not unread
 
 
 def test_every_numbered_answer_is_mapped() -> None:
     """What `for_code` can return, codes it does not know included."""
     for code in range(-5, 200):
         assert errors.for_code(code).__name__ in FATES
+        assert errors.for_code(code).__name__ in READINGS
 
 
 @pytest.mark.parametrize("name", sorted(FATES.keys() - {"BrokerResponseError"}))
@@ -96,3 +109,44 @@ def test_only_what_waiting_may_cure_is_worth_another_try() -> None:
     assert as_connect_error(ConnectionRefusedError("no"), "here").retriable
     assert as_connect_error(errors.KafkaConnectionError("no"), "here").retriable
     assert not as_connect_error(errors.SaslAuthenticationFailed("no"), "here").retriable
+
+
+def test_what_aiokafka_retries_ends_no_receiving() -> None:
+    """Only what is not worth another try does."""
+    for cls in classes():
+        if getattr(cls, "retriable", False):
+            assert READINGS[cls.__name__] is not Reading.REFUSED, cls
+
+
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [
+        ("CommitFailedError", Reading.REJOINS),
+        ("UnknownMemberIdError", Reading.REJOINS),
+        ("IllegalGenerationError", Reading.REJOINS),
+        ("RebalanceInProgressError", Reading.REJOINS),
+        ("GroupCoordinatorNotAvailableError", Reading.PASSES),
+        ("NodeNotReadyError", Reading.PASSES),
+        ("RequestTimedOutError", Reading.PASSES),
+        ("KafkaError", Reading.BROKEN),
+        ("IllegalStateError", Reading.BROKEN),
+        ("CorruptRecordException", Reading.BROKEN),
+        ("GroupAuthorizationFailedError", Reading.REFUSED),
+        ("TopicAuthorizationFailedError", Reading.REFUSED),
+        ("SaslAuthenticationFailed", Reading.REFUSED),
+        ("InconsistentGroupProtocolError", Reading.REFUSED),
+    ],
+)
+def test_the_ones_that_matter_most_for_receiving(name: str, reading: Reading) -> None:
+    """Does the client go on, join again, need a successor, or is it hopeless?"""
+    assert READINGS[name] is reading
+
+
+def test_an_unknown_class_needs_a_new_client() -> None:
+    """By its nearest kin where there is one."""
+
+    class Newer(errors.UnknownMemberIdError):  # type: ignore[misc]
+        pass
+
+    assert reading_of(Newer()) is Reading.REJOINS
+    assert reading_of(ZeroDivisionError()) is Reading.BROKEN

@@ -6,7 +6,7 @@ The only module that reaches behind aiokafka's public surface, and only where th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
@@ -21,7 +21,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 )
 
 from dispytch import EmitRejected
-from dispytch_kafka.config import KafkaConnection
+from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import as_connect_error, as_rejected
 from dispytch_kafka.record import Record, check_topic
 
@@ -32,10 +32,12 @@ __all__ = [
     "append",
     "check_size",
     "close_client",
+    "connections_of",
     "hand_over",
     "is_started",
     "not_handed_over",
     "open_client",
+    "opened",
     "partition_for",
     "partitions_of",
     "ping",
@@ -105,8 +107,20 @@ async def open_client(connection: KafkaConnection) -> Any:
     Raises:
         ConnectError: no broker can be reached, or they refuse us.
     """
-    settings = connection.producer_settings()
-    client = AIOKafkaProducer(**settings)
+    return await opened(AIOKafkaProducer, connection.producer_settings())
+
+
+async def opened(kind: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """A started client, or nothing left behind.
+
+    Args:
+        kind: `AIOKafkaProducer` or `AIOKafkaConsumer`.
+        settings: what it is made with.
+
+    Raises:
+        ConnectError: no broker can be reached, or they refuse us.
+    """
+    client = kind(**settings)
     try:
         await start_client(client)
     except KafkaConnectionError as error:
@@ -165,9 +179,14 @@ async def _reason(settings: dict[str, Any], failure: BaseException) -> BaseExcep
     return failure
 
 
+def connections_of(client: Any) -> Any:
+    """The `AIOKafkaClient` of a producer or a consumer."""
+    return client.client if isinstance(client, AIOKafkaProducer) else client._client
+
+
 def is_started(client: Any) -> bool:
     """Whether somebody has started this client: then it knows brokers."""
-    return bool(client.client.cluster.brokers())
+    return bool(connections_of(client).cluster.brokers())
 
 
 async def close_client(client: Any, grace: float = STOP_GRACE) -> None:
@@ -191,7 +210,9 @@ async def _abandon(client: Any, stopping: asyncio.Task[None]) -> None:
     The client keeps no list of its tasks; they are found by whose methods they run. One that is
     cancelled may wait for another that is not yet, so that is repeated.
     """
-    parts = (client, client.client, client._sender, client._message_accumulator)
+    connections = connections_of(client)
+    names = ("_sender", "_message_accumulator", "_coordinator", "_fetcher")
+    parts = (client, connections, *(getattr(client, name, None) for name in names))
     for _ in range(10):
         tasks = [task for task in asyncio.all_tasks() if _runs_method_of(task, parts)]
         tasks += [] if stopping.done() else [stopping]
@@ -200,9 +221,10 @@ async def _abandon(client: Any, stopping: asyncio.Task[None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks, timeout=0.1)
-    _fail_pending(client._message_accumulator)
+    if isinstance(client, AIOKafkaProducer):
+        _fail_pending(client._message_accumulator)
     with contextlib.suppress(KafkaError, OSError):
-        await asyncio.wait_for(client.client.close(), timeout=NO_GRACE)
+        await asyncio.wait_for(connections.close(), timeout=NO_GRACE)
 
 
 def _fail_pending(accumulator: Any) -> None:
@@ -343,5 +365,5 @@ async def ping(client: Any) -> None:
     Raises:
         ConnectError: none answers.
     """
-    if not await client.client.force_metadata_update():
+    if not await connections_of(client).force_metadata_update():
         raise as_connect_error(KafkaConnectionError("no broker answers"), "no sign of life")

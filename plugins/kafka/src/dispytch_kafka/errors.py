@@ -1,4 +1,4 @@
-"""Every exception class of aiokafka, and what it means for an event. Imports no client.
+"""Every exception class of aiokafka, and what it means for us. Imports no client.
 
 aiokafka queues a record and sends it in a batch with others, again and again where an error is
 *retriable*. Two things follow. What is raised before the record is queued leaves nothing that
@@ -11,7 +11,18 @@ from enum import Enum
 
 from dispytch import ConnectError, EmitError, EmitRejected, EmitUnknown
 
-__all__ = ["FATES", "Fate", "as_connect_error", "as_rejected", "fate_of", "outcome_of"]
+__all__ = [
+    "FATES",
+    "READINGS",
+    "Fate",
+    "Reading",
+    "as_connect_error",
+    "as_rejected",
+    "fate_of",
+    "outcome_of",
+    "reading_of",
+    "told",
+]
 
 BACKEND = "kafka"
 
@@ -84,18 +95,89 @@ _BY_FATE: dict[Fate, str] = {
 FATES: dict[str, Fate] = {name: fate for fate, names in _BY_FATE.items() for name in names.split()}
 """The fate for each class, by its name: not every version of aiokafka has every class."""
 
+
+class Reading(Enum):
+    """What an error tells of a client that receives."""
+
+    PASSES = "the client goes on by itself; the same may be tried again"
+    REJOINS = "the membership it was for is over; the client joins again by itself"
+    BROKEN = "the client may have stopped working: it needs a successor"
+    REFUSED = "no client can do it until somebody changes a setting or a right"
+
+
+_BY_READING: dict[Reading, str] = {
+    # Brokers come, go and elect leaders; aiokafka asks again.
+    Reading.PASSES: """
+        KafkaConnectionError KafkaTimeoutError KafkaUnavailableError NodeNotReadyError
+        NoBrokersAvailable StaleMetadata MetadataEmptyBrokerList CorrelationIdError
+        TooManyInFlightRequests RequestTimedOutError NotLeaderForPartitionError
+        LeaderNotAvailableError UnknownTopicOrPartitionError KafkaStorageError
+        BrokerNotAvailableError ReplicaNotAvailableError ListenerNotFound NotControllerError
+        GroupLoadInProgressError GroupCoordinatorNotAvailableError NotCoordinatorForGroupError
+        StaleLeaderEpochCodeError StaleControllerEpochError NotEnoughReplicasError
+        NotEnoughReplicasAfterAppendError FetchSessionIdNotFound InvalidFetchSessionEpoch
+        OffsetOutOfRangeError ReassignmentInProgress ConcurrentTransactions QuotaViolationError
+        TopicAlreadyExistsError NoError
+    """,
+    # Answers to a commit or a heartbeat of somebody whom the group does not know (any more).
+    Reading.REJOINS: """
+        CommitFailedError UnknownMemberIdError IllegalGenerationError RebalanceInProgressError
+        MemberIdRequired
+    """,
+    # KafkaError itself is what the client's tasks die of. CorruptRecordException: records of other
+    # partitions, taken in the same call, are lost with it.
+    Reading.BROKEN: """
+        KafkaError KafkaProtocolError BrokerResponseError UnknownError IllegalStateError
+        IllegalOperation IllegalArgumentError ConsumerStoppedError ProducerClosed Cancelled
+        CorruptRecordException InvalidFetchRequestError InvalidRequestError
+        OperationNotAttempted LogDirNotFound NoOffsetForPartitionError InvalidCommitOffsetSizeError
+        OffsetMetadataTooLargeError NonEmptyGroup GroupIdNotFound
+    """,
+    # Rights, logins, versions, settings. RecordTooLargeError: a record of a format from before
+    # Kafka 0.11 that is larger than max_partition_fetch_bytes; aiokafka would pass over it.
+    Reading.REFUSED: """
+        TopicAuthorizationFailedError GroupAuthorizationFailedError
+        ClusterAuthorizationFailedError TransactionalIdAuthorizationFailed
+        AuthenticationFailedError AuthenticationMethodNotSupported SaslAuthenticationFailed
+        UnsupportedSaslMechanismError IllegalSaslStateError SecurityDisabled
+        DelegationTokenAuthDisabled DelegationTokenNotFound DelegationTokenOwnerMismatch
+        DelegationTokenRequestNotAllowed DelegationTokenAuthorizationFailed DelegationTokenExpired
+        InvalidPrincipalType UnsupportedVersionError IncompatibleBrokerVersion
+        UnrecognizedBrokerVersion UnsupportedCodecError UnsupportedCompressionType
+        UnsupportedForMessageFormatError RecordTooLargeError InvalidTopicError InvalidGroupIdError
+        InconsistentGroupProtocolError InvalidSessionTimeoutError InvalidConfigurationError
+        KafkaConfigurationError PolicyViolationError InvalidPartitionsError
+        InvalidReplicationFactorError InvalidReplicationAssignmentError
+    """,
+}
+
+# What only producing raises, or an administrator's request: here it would be a fault of the client.
+_PRODUCING = """
+    MessageSizeTooLargeError RecordListTooLargeError InvalidTimestampError InvalidRecord
+    InvalidRequiredAcksError InvalidTxnState OutOfOrderSequenceNumber UnknownProducerId
+    ProducerFenced InvalidProducerEpoch InvalidProducerIdMapping DuplicateSequenceNumber
+    InvalidTransactionTimeout TransactionCoordinatorFenced
+"""
+
+READINGS: dict[str, Reading] = {
+    name: reading for reading, names in _BY_READING.items() for name in names.split()
+} | dict.fromkeys(_PRODUCING.split(), Reading.BROKEN)
+"""The same for receiving."""
+
 # Trying to connect again changes nothing until somebody changes a setting.
 _NOT_BY_WAITING = frozenset(
     {
         "AuthenticationFailedError",
         "AuthenticationMethodNotSupported",
         "ClusterAuthorizationFailedError",
+        "GroupAuthorizationFailedError",
         "IllegalSaslStateError",
         "IncompatibleBrokerVersion",
         "ProducerClosed",
         "SSLCertVerificationError",
         "SaslAuthenticationFailed",
         "SecurityDisabled",
+        "TopicAuthorizationFailedError",
         "TransactionalIdAuthorizationFailed",
         "UnrecognizedBrokerVersion",
         "UnsupportedSaslMechanismError",
@@ -110,25 +192,31 @@ def fate_of(error: BaseException | None) -> Fate:
     return next((FATES[name] for name in names if name in FATES), Fate.UNKNOWN)
 
 
+def reading_of(error: BaseException) -> Reading:
+    """What an error tells of a client that receives: by the nearest class that is mapped."""
+    names = (cls.__name__ for cls in type(error).__mro__)
+    return next((READINGS[name] for name in names if name in READINGS), Reading.BROKEN)
+
+
 def as_rejected(error: BaseException, topic: str) -> EmitRejected:
     """The outcome of an event that was not, and will not be, handed to the client."""
     retriable = fate_of(error) is not Fate.REFUSED and fate_of(error) is not Fate.RECORD
-    return EmitRejected(f"not sent to {topic!r}: {_told(error)}", retriable=retriable)
+    return EmitRejected(f"not sent to {topic!r}: {told(error)}", retriable=retriable)
 
 
 def outcome_of(error: BaseException, topic: str) -> EmitError:
     """The outcome of an event that was handed to the client."""
     fate = fate_of(error)
     if fate in {Fate.REFUSED, Fate.RECORD}:
-        return EmitRejected(f"refused by Kafka for {topic!r}: {_told(error)}")
+        return EmitRejected(f"refused by Kafka for {topic!r}: {told(error)}")
     if fate is Fate.SPENT:
         return EmitRejected(
-            f"not stored in {topic!r}: {_told(error)}; this AIOKafkaProducer can't go on: after a "
+            f"not stored in {topic!r}: {told(error)}; this AIOKafkaProducer can't go on: after a "
             "refused batch its numbering differs from the broker's. Replace it, or let a URL make "
             "it, which is replaced by itself",
             retriable=True,
         )
-    return EmitUnknown(f"may have arrived in {topic!r}: {_told(error)}", retriable=True)
+    return EmitUnknown(f"may have arrived in {topic!r}: {told(error)}", retriable=True)
 
 
 def as_connect_error(error: BaseException, where: str) -> ConnectError:
@@ -138,11 +226,11 @@ def as_connect_error(error: BaseException, where: str) -> ConnectError:
         hint = "; the user may write nowhere, so that idempotent=true is refused"
     names = {cls.__name__ for cls in type(error).__mro__}
     return ConnectError(
-        f"{where}: {_told(error)}{hint}", backend=BACKEND, retriable=not names & _NOT_BY_WAITING
+        f"{where}: {told(error)}{hint}", backend=BACKEND, retriable=not names & _NOT_BY_WAITING
     )
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Class and text, once: most of aiokafka's texts start with the class."""
     name, text = type(error).__name__, str(error)
     return text if name in text else f"{name}: {text}" if text else name

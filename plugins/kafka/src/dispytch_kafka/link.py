@@ -21,7 +21,7 @@ from dispytch_kafka.client import (
     open_client,
     start_client,
 )
-from dispytch_kafka.config import KafkaConnection
+from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import BACKEND, Fate, as_connect_error, fate_of
 
 __all__ = ["Link"]

@@ -11,11 +11,13 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
 from dispytch.producer import Details, Outcome
 from dispytch_kafka.client import append, partition_for, ping, queue_record
-from dispytch_kafka.config import KafkaConnection, KafkaEventConfig
+from dispytch_kafka.config import KafkaEventConfig
+from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
 from dispytch_kafka.link import Link
 from dispytch_kafka.record import Record, details_of, effective_key, record_of
+from dispytch_kafka.topics import ensure_topic
 
 __all__ = ["KafkaProducer"]
 
@@ -126,6 +128,18 @@ class KafkaProducer(Producer):
         except KafkaError as error:
             raise outcome_of(error, topic) from error
         return details_of(stored, record)
+
+    async def send_dead_letter(self, out: Outgoing, /) -> Details:
+        """Send to a dead-letter topic, which is created if it is missing.
+
+        It gets as many partitions as the topic it stands beside, where that is known.
+
+        Raises:
+            EmitRejected: it is missing and can't be created; or as for `send_message`.
+            EmitUnknown: as for `send_message`.
+        """
+        await ensure_topic(self._link.running(), out)
+        return await self.send_message(out)
 
     async def _queue_alone(self, client: Any, record: Record) -> asyncio.Future[Any]:
         """Queue a record as a batch of its own."""

@@ -10,7 +10,15 @@ from typing import Any
 from dispytch import EmitRejected, Outgoing
 from dispytch.template import key_text
 
-__all__ = ["Record", "check_topic", "details_of", "effective_key", "encode_key", "record_of"]
+__all__ = [
+    "Record",
+    "check_topic",
+    "details_of",
+    "effective_key",
+    "encode_key",
+    "is_topic",
+    "record_of",
+]
 
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -56,7 +64,8 @@ def effective_key(out: Outgoing) -> bytes | None:
     """The record's key: the config's, else the event's `__key__`."""
     if out.config is not None and out.config.partition_key is not None:
         return encode_key(out.config.partition_key)
-    return None if out.key is None else out.key.encode()
+    # A key that came from Kafka may be any bytes: its text holds them as surrogates.
+    return None if out.key is None else out.key.encode(errors="surrogateescape")
 
 
 def encode_key(value: Any) -> bytes:
@@ -100,13 +109,18 @@ def details_of(stored: Any, record: Record, position: int | None = None) -> dict
     }
 
 
+def is_topic(topic: str) -> bool:
+    """Whether Kafka takes this as the name of a topic."""
+    return bool(_TOPIC.fullmatch(topic)) and topic not in {".", ".."}
+
+
 def check_topic(topic: str) -> None:
     """Refuse a name that Kafka refuses.
 
     Raises:
         EmitRejected: it is no legal name of a topic.
     """
-    if not _TOPIC.fullmatch(topic) or topic in {".", ".."}:
+    if not is_topic(topic):
         raise EmitRejected(
             f"{topic[:260]!r} is no legal Kafka topic: 1 to 249 characters of a-z, A-Z, 0-9, "
             "'.', '_' and '-', and neither '.' nor '..'"
