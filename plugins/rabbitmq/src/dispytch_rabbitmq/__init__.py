@@ -1,7 +1,7 @@
 """RabbitMQ backend of Dispytch.
 
 Importing this package, or a config from it, does not import the broker's client; only
-`RabbitMQProducer` does.
+`RabbitMQProducer` and `RabbitMQConsumer` do.
 """
 
 from importlib import import_module
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dispytch_rabbitmq.config import RabbitMQConnection, RabbitMQEventConfig
+    from dispytch_rabbitmq.consumer import RabbitMQConsumer
     from dispytch_rabbitmq.producer import RabbitMQProducer
 
-__all__ = ["RabbitMQConnection", "RabbitMQEventConfig", "RabbitMQProducer"]
+__all__ = ["RabbitMQConnection", "RabbitMQConsumer", "RabbitMQEventConfig", "RabbitMQProducer"]
 
 _MODULES = {
     "RabbitMQConnection": "dispytch_rabbitmq.config",
+    "RabbitMQConsumer": "dispytch_rabbitmq.consumer",
     "RabbitMQEventConfig": "dispytch_rabbitmq.config",
     "RabbitMQProducer": "dispytch_rabbitmq.producer",
 }

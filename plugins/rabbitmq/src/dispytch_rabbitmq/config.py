@@ -18,7 +18,16 @@ from pydantic import (
 from dispytch import BackendConfig, Connection
 from dispytch_rabbitmq.table import MAX_SECONDS, plain_table
 
-__all__ = ["RabbitMQConnection", "RabbitMQEventConfig", "bad_exchange", "too_long"]
+__all__ = [
+    "DEFAULT_EXCHANGE",
+    "RabbitMQConnection",
+    "RabbitMQEventConfig",
+    "bad_exchange",
+    "too_long",
+]
+
+DEFAULT_EXCHANGE = "dispytch"
+"""Where emitters and listeners meet whose URLs name no exchange."""
 
 MAX_EXPIRATION = 4_294_967.295
 """Seconds: RabbitMQ keeps milliseconds in 32 bits."""
@@ -212,17 +221,27 @@ class RabbitMQConnection(Connection):
     """
 
     exchange: Annotated[str, AfterValidator(_exchange)] = Field(
-        default="",
-        description="Exchange for events that name none. Default: the default exchange, where the "
-        "routing key is the name of a queue.",
+        default=DEFAULT_EXCHANGE,
+        description="Exchange for events that name none, and that queues of groups are bound to. "
+        "Default: dispytch; what no queue receives there then goes to the queue that has the "
+        "topic's name. An empty text is AMQP's default exchange: such queues only.",
     )
     exchange_type: Literal["topic", "direct", "fanout", "headers"] = Field(
         default="topic", description="Type the exchange gets if it is declared. Default: topic."
     )
     declare: bool = Field(
         default=True,
-        description="Whether to declare that exchange, durable, where it is missing; if not, "
-        "starting without it fails. One that exists is used as it is. Default: true.",
+        description="Whether to declare what is missing: that exchange, and the queues that "
+        "listening needs, all durable; if not, they must be there. An exchange that exists is "
+        "used as it is. Default: true.",
+    )
+    delivery_limit: int = Field(
+        default=20,
+        ge=1,
+        le=1_000_000,
+        description="How often a message may come back unsettled to the queue of a group (with a "
+        "consumer that died or stopped, or given back) before the broker dead-letters it. A "
+        "queue keeps the limit it was declared with. Default: 20.",
     )
     heartbeat: int = Field(
         default=10,
@@ -268,6 +287,11 @@ class RabbitMQConnection(Connection):
         if (self.keyfile or self.keyfile_password) and not self.certfile:
             raise ValueError("keyfile and keyfile_password need certfile")
         return self
+
+    @property
+    def meets_by_default(self) -> bool:
+        """Whether no exchange was named, so that `DEFAULT_EXCHANGE` is a meeting point only."""
+        return "exchange" not in self.model_fields_set
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

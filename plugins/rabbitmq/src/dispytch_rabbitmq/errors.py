@@ -13,10 +13,9 @@ from aio_pika import exceptions as pika
 from aio_pika.patterns import master, rpc
 from aio_pika.pool import PoolInvalidStateError
 from aiormq import exceptions as aiormq
-from aiormq.abc import DeliveredMessage
 from pamqp import exceptions as pamqp
 
-from dispytch import EmitError, EmitRejected, EmitUnknown
+from dispytch import EmitRejected, EmitUnknown
 
 __all__ = ["CLIENT_ERRORS", "MEANINGS", "Meaning", "describe", "emit_error", "meaning"]
 
@@ -135,8 +134,6 @@ def emit_error(error: BaseException, *, alone: bool, login: str) -> BaseExceptio
     kind, told = meaning(error), describe(error, login)
     if kind is None:
         return error
-    if isinstance(error, aiormq.PublishError):
-        return unroutable(error.message)
     if kind is Meaning.REFUSED:
         return EmitRejected(f"not taken by the broker: {told}", retriable=True)
     if kind is Meaning.INVALID:
@@ -158,10 +155,8 @@ def connect_problem(error: BaseException, login: str) -> tuple[str, bool]:
     return describe(error, login), meaning(error) is not Meaning.LOGIN_REFUSED
 
 
-def unroutable(returned: DeliveredMessage | None) -> EmitError:
+def unroutable(exchange: str, routing_key: str) -> EmitRejected:
     """The outcome of a mandatory event that came back, as no queue receives it."""
-    exchange = getattr(returned and returned.delivery, "exchange", "")
-    routing_key = getattr(returned and returned.delivery, "routing_key", "")
     where = f"exchange {exchange!r}" if exchange else "the default exchange"
     return EmitRejected(
         f"unroutable: no queue of {where} receives the routing key {routing_key!r}; "

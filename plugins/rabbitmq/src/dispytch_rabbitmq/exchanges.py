@@ -1,6 +1,7 @@
 """Exchanges: aio-pika exchanges that the user opened, and keeps open."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from aio_pika.abc import AbstractExchange, AbstractRobustChannel
 from aio_pika.exchange import Exchange
@@ -8,6 +9,7 @@ from aiormq.abc import AbstractChannel
 
 from dispytch import ConfigError, ConnectError, EmitRejected
 from dispytch_rabbitmq.errors import CLIENT_ERRORS
+from dispytch_rabbitmq.topology import declare_missing
 
 __all__ = ["Exchanges"]
 
@@ -74,6 +76,14 @@ class Exchanges:
         if name not in self._by_name:
             raise EmitRejected(f"this producer has no exchange {name!r}; it has {known}")
         return name
+
+    async def keep_queue(self, name: str, arguments: dict[str, Any]) -> None:
+        """Declare a queue unless there is one of that name.
+
+        Raises:
+            ConnectError: it is missing and can't be declared.
+        """
+        await declare_missing((await self.channel()).connection, name, arguments)
 
     async def channel(self, exchange: str | None = None) -> AbstractChannel:
         """The channel of an exchange, or of any; a robust one is waited for while it reconnects.

@@ -1,19 +1,23 @@
 """RabbitMQProducer: emits to RabbitMQ, by URL or on exchanges of the user's own."""
 
 from collections.abc import Sequence
-from typing import Protocol, Self
+from dataclasses import replace
+from typing import Any, Protocol, Self
 
 from aio_pika.abc import AbstractExchange
 from aiormq.abc import AbstractChannel
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
 from dispytch.producer import Details, Outcome
+from dispytch_rabbitmq.channels import Channels
 from dispytch_rabbitmq.config import RabbitMQConnection, RabbitMQEventConfig
-from dispytch_rabbitmq.errors import CLIENT_ERRORS, describe
+from dispytch_rabbitmq.connection import round_trip
+from dispytch_rabbitmq.errors import CLIENT_ERRORS, describe, unroutable
 from dispytch_rabbitmq.exchanges import Exchanges
-from dispytch_rabbitmq.link import Link, open_channel
 from dispytch_rabbitmq.properties import make_message
 from dispytch_rabbitmq.publisher import Publisher
+from dispytch_rabbitmq.queues import Queues
+from dispytch_rabbitmq.topology import dead_letter_arguments
 
 __all__ = ["RabbitMQProducer"]
 
@@ -42,6 +46,9 @@ class Source(Protocol):
         """An open channel for this exchange, or for any; waits for as long as there is none."""
         ...
 
+    async def keep_queue(self, name: str, arguments: dict[str, Any]) -> None:
+        """Declare a queue unless there is one of that name."""
+
 
 class RabbitMQProducer(Producer):
     """Publishes events, with publisher confirms: a receipt means that the broker has the event.
@@ -69,14 +76,18 @@ class RabbitMQProducer(Producer):
                 "RabbitMQProducer: give at least one aio-pika exchange, or a URL to EventEmitter"
             )
         self._source: Source = Exchanges(exchanges, owned=owned is True)
+        self._meeting: Channels | None = None
         self._publisher: Publisher | None = None
+        self._queues = Queues(self._source)
 
     @classmethod
     def from_connection(cls, connection: RabbitMQConnection, /) -> Self:
         """A producer with a connection of its own, which `start` opens and `stop` closes."""
         producer = cls.__new__(cls)
-        producer._source = Link(connection)
+        producer._source = channels = Channels(connection)
+        producer._meeting = channels if channels.falls_back else None
         producer._publisher = None
+        producer._queues = Queues(channels)
         return producer
 
     async def start(self) -> None:
@@ -87,6 +98,7 @@ class RabbitMQProducer(Producer):
         """
         if self._publisher is None:
             await self._source.open()
+            self._queues.forget()
             self._publisher = Publisher(self._source.login)
 
     async def stop(self) -> None:
@@ -110,9 +122,7 @@ class RabbitMQProducer(Producer):
             ConnectError: the broker does not take part.
         """
         try:
-            connection = (await self._source.channel()).connection
-            await connection.ready()  # on a blocked connection, closing a channel could end it
-            await (await open_channel(connection)).close()
+            await round_trip((await self._source.channel()).connection)
         except EmitRejected as error:
             told = str(error)
         except CLIENT_ERRORS as error:
@@ -124,6 +134,9 @@ class RabbitMQProducer(Producer):
     async def send_message(self, out: Outgoing, /) -> Details:
         """Publish one event.
 
+        Where neither its config nor the URL names an exchange, it goes to the exchange `dispytch`,
+        and if no queue receives it there, to the queue that has the topic's name.
+
         Returns:
             `exchange`, `routing_key` and `message_id`.
 
@@ -133,14 +146,74 @@ class RabbitMQProducer(Producer):
         """
         if self._publisher is None:
             raise EmitRejected("this producer is not started")
-        exchange = self._source.choose(None if out.config is None else out.config.exchange)
-        message = make_message(out, exchange)
+        named = None if out.config is None else out.config.exchange
+        exchange = self._source.choose(named)
+        if named is None and self._meeting is not None:
+            return await self._send_to_meeting(out, self._publisher, self._meeting)
+        if await self._send_to(exchange, out, self._publisher):
+            return _details(exchange, out)
+        raise unroutable(exchange, out.topic)
+
+    async def send_dead_letter(self, out: Outgoing, /) -> Details:
+        """Put it into the durable queue that has the topic's name, declared where it is missing.
+
+        Raises:
+            ConnectError: the queue is missing and can't be declared.
+            EmitRejected, EmitUnknown: as for `send_message`.
+        """
+        if self._publisher is None:
+            raise EmitRejected("this producer is not started")
+        message = make_message(replace(out, config=None), "", mandatory=True)
+        arguments = dead_letter_arguments((await self._source.channel()).connection)
+        await self._queues.publish(message, arguments, self._publisher)
+        return _details("", out)
+
+    async def _send_to_meeting(
+        self, out: Outgoing, publisher: Publisher, meeting: Channels
+    ) -> Details:
+        """To where emitters and listeners meet, else to the queue of the topic's name."""
+        shared = meeting.choose(None)
+        if meeting.meets and await self._met(shared, out, publisher, meeting):
+            return _details(shared, out)
+        if await self._send_to("", out, publisher):
+            return _details("", out)
+        absent = not meeting.meets and shared not in publisher.forbidden
+        if (
+            absent
+            and await meeting.look_again()
+            and await self._met(shared, out, publisher, meeting)
+        ):
+            return _details(shared, out)
+        raise unroutable(shared, out.topic)
+
+    async def _met(
+        self, shared: str, out: Outgoing, publisher: Publisher, meeting: Channels
+    ) -> bool:
+        """Whether a queue receives it there; if the exchange refuses us, none does."""
+        try:
+            return await self._send_to(shared, out, publisher, mandatory=True)
+        except EmitRejected:
+            if shared not in publisher.forbidden | publisher.missing:
+                raise
+            meeting.avoid()
+            return False
+
+    async def _send_to(
+        self, exchange: str, out: Outgoing, publisher: Publisher, *, mandatory: bool = False
+    ) -> bool:
+        """Publish; whether a queue receives it, as far as it is mandatory."""
+        message = make_message(out, exchange, mandatory=mandatory)
         user_id, login = message.properties.user_id, self._source.login
         if user_id and login and user_id != login:
             raise EmitRejected("user_id must be the login of the connection, or unset")
-        await self._publisher.publish(message, lambda: self._source.channel(exchange))
-        return {"exchange": exchange, "routing_key": out.topic, "message_id": message.id}
+        return await publisher.publish(message, lambda: self._source.channel(exchange))
 
     async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
         """Publish a batch: one after the other within a key, keys and keyless side by side."""
         return await self.send_lanes(batch)
+
+
+def _details(exchange: str, out: Outgoing) -> Details:
+    config = out.config
+    message_id = (config and config.message_id) or out.event_id
+    return {"exchange": exchange, "routing_key": out.topic, "message_id": message_id}

@@ -11,7 +11,7 @@ from dispytch import EmitRejected, Outgoing
 from dispytch_rabbitmq.config import MAX_EXPIRATION, RabbitMQEventConfig, bad_exchange, too_long
 from dispytch_rabbitmq.table import encode_table, plain_table
 
-__all__ = ["KEY_HEADER", "Message", "Properties", "make_message"]
+__all__ = ["KEY_HEADER", "Message", "Properties", "key_header", "make_message"]
 
 KEY_HEADER = "x-dispytch-key"
 """The header that carries an event's key."""
@@ -65,8 +65,13 @@ class Message:
         return str(self.properties.message_id)
 
 
-def make_message(out: Outgoing, exchange: str) -> Message:
+def make_message(out: Outgoing, exchange: str, *, mandatory: bool = False) -> Message:
     """The message for an event.
+
+    Args:
+        out: the event.
+        exchange: where to.
+        mandatory: have it come back where no queue receives it, whatever its config says.
 
     Raises:
         EmitRejected: a value can't travel, naming it.
@@ -96,7 +101,8 @@ def make_message(out: Outgoing, exchange: str) -> Message:
     )
     if len(table) > 4:
         properties.headers = cast("Any", table)  # encoded, see Properties
-    return Message(exchange, out.topic, out.payload, properties, config.mandatory, len(table))
+    mandatory = mandatory or config.mandatory
+    return Message(exchange, out.topic, out.payload, properties, mandatory, len(table))
 
 
 def _check(what: str, text: str) -> None:
@@ -117,10 +123,23 @@ def _headers(out: Outgoing, config: RabbitMQEventConfig) -> dict[str, Any]:
             raise EmitRejected(f"header of a middleware: {error}") from error
     if out.key is not None:
         try:
-            headers = headers | plain_table({KEY_HEADER: out.key})
+            headers = headers | plain_table({KEY_HEADER: key_header(out.key)})
         except ValueError as error:
             raise EmitRejected(f"the event's key can't travel: {error}") from error
     return headers
+
+
+def key_header(key: str) -> str | bytes:
+    """A key as a header: text, or the bytes that it was made from with `surrogateescape`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return key.encode(errors="surrogateescape")
+    return key
 
 
 def _expiration(config: RabbitMQEventConfig) -> str | None:

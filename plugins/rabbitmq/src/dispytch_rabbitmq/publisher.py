@@ -11,17 +11,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, TypeAlias
 
+from aiormq import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from dispytch import EmitRejected
+from dispytch_rabbitmq.connection import open_channel
 from dispytch_rabbitmq.errors import (
     CLIENT_ERRORS,
     Meaning,
     emit_error,
     meaning,
-    unroutable,
 )
-from dispytch_rabbitmq.link import open_channel
 from dispytch_rabbitmq.properties import Message
 
 __all__ = ["GetChannel", "Publisher"]
@@ -38,6 +38,10 @@ class Publisher:
 
     Args:
         login: the user's name, or "" if it is not known.
+
+    Attributes:
+        forbidden: exchanges that we may not write to, as far as tried.
+        missing: exchanges that were not there when tried last.
     """
 
     def __init__(self, login: str) -> None:
@@ -52,12 +56,17 @@ class Publisher:
         self._proven: set[Hashable] = set()
         self._largest = -1
         self._guarded: set[str] = set()  # exchanges that refuse some routing keys
+        self.forbidden: set[str] = set()
+        self.missing: set[str] = set()
 
-    async def publish(self, message: Message, channel_of: GetChannel) -> None:
-        """Publish one message; returns when the broker has it.
+    async def publish(self, message: Message, channel_of: GetChannel) -> bool:
+        """Publish one message; returns when the broker has it, or gave it back.
 
         What was not yet written when its connection ended waits for the next one: until its
         deadline, at which the emitter cancels it.
+
+        Returns:
+            True; False for a mandatory message that no queue receives: it is not stored.
 
         Raises:
             EmitRejected: it certainly is not stored.
@@ -69,8 +78,8 @@ class Publisher:
             while True:
                 if self._closed:
                     raise EmitRejected("not sent: the producer was stopped")
-                if await self._attempt(message, channel_of):
-                    return
+                if (routed := await self._attempt(message, channel_of)) is not None:
+                    return routed
                 await asyncio.sleep(_PAUSE)
         finally:
             self._pending -= 1
@@ -96,8 +105,8 @@ class Publisher:
 
     # One message
 
-    async def _attempt(self, message: Message, channel_of: GetChannel) -> bool:
-        """Whether it was published; if not, nothing of it was written."""
+    async def _attempt(self, message: Message, channel_of: GetChannel) -> bool | None:
+        """Whether it was published; None where nothing of it was written."""
         if not self._is_proven(message):
             async with self._alone:
                 if not self._is_proven(message):
@@ -109,12 +118,12 @@ class Publisher:
         self._check_size(message, channel)
         return await self._publish(message, channel, alone=False)
 
-    async def _publish_alone(self, message: Message, shared: AbstractChannel) -> bool:
+    async def _publish_alone(self, message: Message, shared: AbstractChannel) -> bool | None:
         self._check_size(message, shared)
         try:
             channel = await self._trial_channel(shared)
         except CLIENT_ERRORS:
-            return False
+            return None
         return await self._publish(message, channel, alone=True)
 
     async def _trial_channel(self, shared: AbstractChannel) -> AbstractChannel:
@@ -129,7 +138,9 @@ class Publisher:
             self._trial = trial = await open_channel(shared.connection)
         return trial
 
-    async def _publish(self, message: Message, channel: AbstractChannel, *, alone: bool) -> bool:
+    async def _publish(
+        self, message: Message, channel: AbstractChannel, *, alone: bool
+    ) -> bool | None:
         """Publish in a task: cancelled half-way, the client could mix up its confirmations."""
         task = asyncio.create_task(_confirmed(message, channel))
         self._tasks.add(task)
@@ -146,13 +157,13 @@ class Publisher:
             raise
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and meaning(error) is Meaning.LOST and not message.properties.written:
-            return False
+            return None
         self._learn(message, error, alone=alone)
+        if isinstance(error, PublishError):
+            return False
         if error is not None:
             raise emit_error(error, alone=alone, login=self._login)
-        if isinstance(returned := task.result(), DeliveredMessage):  # without on_return_raises
-            raise unroutable(returned)
-        return True
+        return not isinstance(task.result(), DeliveredMessage)  # so without on_return_raises
 
     def _forget(self, message: Message, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -182,6 +193,8 @@ class Publisher:
 
     def _learn(self, message: Message, error: BaseException | None, *, alone: bool) -> None:
         if error is None or meaning(error) is Meaning.REFUSED:
+            self.forbidden.discard(message.exchange)
+            self.missing.discard(message.exchange)
             if len(self._proven) > _MAX_PROVEN:
                 self._proven.clear()
             self._proven.update(self._claims(message))
@@ -189,6 +202,10 @@ class Publisher:
         elif meaning(error) is Meaning.CHANNEL_REFUSED:
             if "access to topic" in str(error):
                 self._guarded.add(message.exchange)
+            elif isinstance(error, ChannelAccessRefused):
+                self.forbidden.add(message.exchange)
+            elif isinstance(error, ChannelNotFoundEntity):
+                self.missing.add(message.exchange)
             if not alone:  # what was allowed no longer is
                 self._proven.clear()
                 self._largest = -1
