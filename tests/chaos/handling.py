@@ -232,6 +232,10 @@ class Workers:
             )
             await asyncio.sleep(0.1)
 
+    async def hear_of(self, worker: subprocess.Popen[bytes], within: float) -> None:
+        """Wait until a worker has handled something."""
+        await true_soon(lambda: worker.pid in {each.pid for each in self.handled()}, within)
+
     def told(self) -> str:
         """The end of what they wrote to stderr."""
         return self._errors.read_text()[-2000:] if self._errors.exists() else ""
@@ -271,7 +275,9 @@ def load_of(short: int, full: int) -> int:
     return full if os.environ.get("DISPYTCH_FULL_LOAD") else short
 
 
-async def emit_all(emitter: EventEmitter, topic: str, count: int, lanes: int) -> None:
+async def emit_all(
+    emitter: EventEmitter, topic: str, count: int, lanes: int, first: int = 0
+) -> None:
     """Emit so many events, in order per key, and see each confirmed."""
 
     class Numbered(EventBase):
@@ -282,10 +288,9 @@ async def emit_all(emitter: EventEmitter, topic: str, count: int, lanes: int) ->
         lane: int
         number: int
 
-    for start in range(0, count, 500):
-        await emitter.emit_many(
-            Numbered(lane=n % lanes, number=n) for n in range(start, min(start + 500, count))
-        )
+    for start in range(first, first + count, 500):
+        end = min(start + 500, first + count)
+        await emitter.emit_many(Numbered(lane=n % lanes, number=n) for n in range(start, end))
 
 
 async def kill_workers(
@@ -306,13 +311,19 @@ async def kill_workers(
     with Workers(url, topic, folder, max_in_flight=in_flight, work=0.01) as workers:
         alive = [workers.start(), workers.start()]
         async with EventEmitter.from_url(url) as emitter:
-            emitting = asyncio.create_task(emit_all(emitter, topic, count, lanes))
-            for kill in range(1, kills + 1):
-                await workers.reach(count * kill // (kills + 2), within=120)
+            share = count // (kills + 1)
+            for kill in range(kills):
+                emitting = asyncio.create_task(
+                    emit_all(emitter, topic, share, lanes, first=kill * share)
+                )
                 victim = alive.pop(0)
+                await workers.reach(kill * share + share // 3, within=120)
+                await workers.hear_of(victim, within=60)
                 await asyncio.to_thread(workers.kill, victim)
                 alive.append(await asyncio.to_thread(workers.start))
-            await emitting
+                await emitting
+            emitted = kills * share
+            await emit_all(emitter, topic, count - emitted, lanes, first=emitted)
         done = await workers.reach(count, within=180)
         for worker in alive:
             assert await asyncio.to_thread(workers.terminate, worker) == 0, workers.told()

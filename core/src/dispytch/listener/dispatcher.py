@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dispytch.errors import DecodeError
-from dispytch.listener.failure import DeadLetters, Defect, addressed
+from dispytch.listener.failure import DeadLetters, Defect, addressed, described, unreadable
 from dispytch.listener.outcome import DeadLetter, Drop, Outcome, RetryLater
 from dispytch.listener.reading import head_of
 from dispytch.listener.work import Claim, Counts, Limits, Run, Timers
@@ -121,6 +121,8 @@ class Dispatcher:
         error = None if worker.cancelled() else worker.exception()
         if error is not None:
             self._fail(error)
+        elif self._ready and not self._stopping:
+            self._wake()
 
     # Running
 
@@ -157,10 +159,12 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
                 await self._failed(run, error)
             except asyncio.CancelledError:
-                if _is_cancelled():
+                if self._stopping:
                     raise
                 self._again(run, _CANCELLED_DELAY)
                 await self._finish(run.claim)
+                if _is_cancelled():  # not by us: the handler cancelled its own task
+                    raise
             finally:
                 self.running -= 1
                 delivery.running -= 1
@@ -215,12 +219,16 @@ class Dispatcher:
         hopeless = isinstance(error, DecodeError) or not isinstance(error, retry.on)
         if not hopeless and run.failures < retry.attempts:
             logger.warning(
-                "%s: attempt %d of %d failed: %r", _name(run), run.failures, retry.attempts, error
+                "%s: attempt %d of %d failed: %s",
+                _name(run),
+                run.failures,
+                retry.attempts,
+                described(error),
             )
             self._park(run, retry.wait(run.failures), self._attempt_again)
             return
         times = "once" if run.failures == 1 else f"{run.failures} times"
-        reason = f"failed {times}: {type(error).__name__}: {error}"
+        reason = f"failed {times}: {described(error)}"
         run.defect = Defect(reason, error, run.attempt, _name(run))
         await self._bury(run)
 
@@ -235,7 +243,7 @@ class Dispatcher:
                 raise RuntimeError("the listener has no dead-letter producer")  # noqa: TRY301
             await self._dead_letters.send(delivery, run.defect, event_id, kind)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is not there
-            self.problem = f"dead letters can't be sent: {error!r}"
+            self.problem = f"dead letters can't be sent: {described(error)}"
             logger.error("%s: %s; the event is kept", _name(run), self.problem)  # noqa: TRY400
             wait = min(_BURIAL_CAP, _BURIAL_BASE * 2.0 ** min(run.burials, 60))
             run.burials += 1
@@ -268,15 +276,19 @@ class Dispatcher:
         self._wake()
 
     def _attempt_again(self, run: Run) -> None:
-        run.attempt += 1
-        run.event = run.handler.again(run.claim.delivery, run.attempt)
+        if run.defect is None:
+            run.attempt += 1
+            try:
+                run.event = run.handler.again(run.claim.delivery, run.attempt)
+            except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
+                run.defect = unreadable(error, _name(run), run.attempt)
         self._enqueue(run)
 
     def _again(self, run: Run, delay: float) -> None:
         """The handler wants it later, out of order: the broker waits, or we do."""
         self._leave_lane(run)
         if self._broker_delays:
-            run.claim.later.append((run.handler.name, delay))
+            run.claim.later.append((_name(run), delay))
             return
         run.failures = 0
         run.claim.left += 1  # the `_finish` that follows does not finish this one

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dispytch.consumer import Delivery, Headers
-from dispytch.errors import ConfigError
+from dispytch.errors import ConfigError, DecodeError
 from dispytch.producer import Outgoing, Producer
 from dispytch.topics import dead_letter_topic
 
@@ -22,6 +22,8 @@ __all__ = [
     "Defect",
     "Retry",
     "addressed",
+    "described",
+    "unreadable",
 ]
 
 logger = logging.getLogger("dispytch")
@@ -153,7 +155,7 @@ class DeadLetters:
             "error": ""
             if error is None
             else f"{type(error).__module__}.{type(error).__qualname__}",
-            "message": "" if error is None else str(error),
+            "message": "" if error is None else _text_of(error),
             "traceback": "" if error is None else _digest(error),
             "attempts": str(defect.attempts),
             "topic": delivery.topic,
@@ -174,6 +176,25 @@ def addressed(headers: Headers, group: str | None, handlers: Sequence[str]) -> H
         (FOR_GROUP, (group or "").encode()),
         (FOR_HANDLERS, ",".join(handlers).encode()),
     )
+
+
+def described(error: BaseException) -> str:
+    """Its type and what it says."""
+    return f"{type(error).__name__}: {_text_of(error)}"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as wrong:  # noqa: BLE001 - a `__str__` of the user's may raise anything
+        return f"(its text can't be told: {type(wrong).__name__})"
+
+
+def unreadable(error: Exception, handler: str = "", attempts: int = 0) -> Defect:
+    """Why an event that can't be read is dead-lettered."""
+    known = isinstance(error, DecodeError)
+    reason = str(error) if known else f"can't be read: {described(error)}"
+    return Defect(reason, error, attempts, handler)
 
 
 def _digest(error: BaseException) -> str:

@@ -143,6 +143,14 @@ def _offload(executor: Executor) -> Offload:
     async def run(bound: Callable[[], Any]) -> Any:
         context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(executor, context.run, bound)
+        return await loop.run_in_executor(executor, context.run, _without_stop, bound)
 
     return run
+
+
+def _without_stop(bound: Callable[[], Any]) -> Any:
+    """Call it; a `StopIteration`, which no future carries, as the error it is in a coroutine."""
+    try:
+        return bound()
+    except StopIteration as error:
+        raise RuntimeError("the handler raised StopIteration") from error

@@ -1,4 +1,4 @@
-"""Injection: Depends, TopicSegment, and the plan that fills a handler's parameters.
+"""Injection: Depends, and the plan that fills a handler's parameters.
 
 A plan is made when a handler is registered: which dependencies to make in which order, and where
 each argument comes from. Per event it only runs.
@@ -6,27 +6,23 @@ each argument comes from. Per event it only runs.
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, Field, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
-from dispytch.config import explain
-from dispytch.errors import DecodeError, HandlerDefinitionError
+from dispytch.errors import HandlerDefinitionError
 from dispytch.listener.received import Event
+from dispytch.listener.segment import TopicSegment, segment_validator
 from dispytch.listener.signature import Parameter, located, name_of, parameters_of
 
-__all__ = ["Depends", "Offload", "Plan", "Scope", "SegmentError", "TopicSegment"]
+__all__ = ["Depends", "Offload", "Plan", "Scope"]
 
 logger = logging.getLogger("dispytch")
 
 _KEYWORD, _POSITION = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY
-
-
-class SegmentError(DecodeError):
-    """A segment of the topic is not what the handler declares; internal."""
 
 
 class Depends:
@@ -45,21 +41,6 @@ class Depends:
     def __init__(self, fn: Callable[..., Any] | None = None, *, use_cache: bool = True) -> None:
         self.fn = fn
         self.use_cache = use_cache
-
-
-class TopicSegment:
-    """Asks for a segment of the topic: `user_id: Annotated[int, TopicSegment(gt=0)]`.
-
-    Args:
-        name: the placeholder's name; None: that of the parameter, in which `_` may stand for a `.`.
-        constraints: those of pydantic's `Field`: gt, ge, lt, le, min_length, pattern, ...
-    """
-
-    __slots__ = ("constraints", "name")
-
-    def __init__(self, name: str | None = None, **constraints: Any) -> None:
-        self.name = name
-        self.constraints = constraints
 
 
 @dataclass(slots=True, eq=False)
@@ -157,6 +138,8 @@ class Plan:
                 result = await self._call(scope)
             else:
                 result = await offload(lambda: self._call(scope))
+                if inspect.isawaitable(result):  # a coroutine function in a plain wrapper
+                    result = await result
         except BaseException as raised:  # noqa: BLE001 - raised again below, after the closing
             error = raised
         for step, manager in reversed(opened):
@@ -168,7 +151,7 @@ class Plan:
 
 async def _make(step: _Step, scope: Scope, opened: list[tuple[_Step, Any]]) -> Any:
     made = step.call(scope)
-    if step.awaited:
+    if step.awaited or inspect.iscoroutine(made):
         made = await made
     if step.entered == "async":
         entered = await made.__aenter__()
@@ -226,7 +209,11 @@ class _Compiler:
         by_position: list[Source] = []
         by_name: list[tuple[str, Source]] = []
         gap = False
-        for parameter in parameters_of(fn, self.local_names, _is_marker):
+        try:
+            parameters = parameters_of(fn, self.local_names, _is_marker)
+        except TypeError as error:
+            raise self._wrong(fn, str(error)) from error
+        for parameter in parameters:
             source = self._source(fn, parameter, (*path, fn))
             if source is None:
                 gap = True
@@ -283,6 +270,8 @@ class _Compiler:
             )
         if self.body is None:
             self.body = wanted
+        elif self.given_body is None and issubclass(wanted, self.body):
+            self.body = wanted  # a dependency asked for less
         elif not issubclass(self.body, wanted):
             raise self._wrong(
                 fn,
@@ -303,28 +292,24 @@ class _Compiler:
         annotation = (
             str if parameter.annotation is inspect.Parameter.empty else parameter.annotation
         )
-        if annotation is str and not marker.constraints:
+        if annotation is str and not marker.constraints and not parameter.metadata:
             return lambda scope: scope.segments[name]
         try:
-            adapter = TypeAdapter[Any](_constrained(annotation, marker.constraints))
-        except (PydanticUserError, TypeError, RuntimeError) as error:
+            validate = segment_validator(name, annotation, (*parameter.metadata, marker))
+        except TypeError as error:
             raise self._wrong(
                 fn, f"segment {wanted!r} can't be validated as it is declared: {error}"
             ) from error
-        validate = adapter.validate_strings
-
-        def read(scope: Scope) -> Any:
-            try:
-                return validate(scope.segments[name])
-            except ValidationError as error:
-                raise SegmentError(explain(error, f"segment {name!r} of the topic")) from error
-
-        return read
+        return lambda scope: validate(scope.segments[name])
 
     def _dependency(
         self, fn: Any, parameter: Parameter, marker: Depends, path: tuple[Any, ...]
     ) -> Source:
         asked = parameter.annotation if marker.fn is None else marker.fn
+        if not isinstance(asked, Hashable):
+            raise self._wrong(
+                fn, f"parameter {parameter.name!r}: Depends needs something hashable, not {asked!r}"
+            )
         wanted = self.overrides.get(asked, asked)
         if not callable(wanted) or asked is inspect.Parameter.empty:
             raise self._wrong(
@@ -371,10 +356,6 @@ def _entering(kind: type) -> str:
     if hasattr(kind, "__aenter__"):
         return "async"
     return "sync" if hasattr(kind, "__enter__") else ""
-
-
-def _constrained(annotation: Any, constraints: dict[str, Any]) -> Any:
-    return Annotated[annotation, Field(**constraints)] if constraints else annotation
 
 
 def _is_marker(value: Any) -> bool:

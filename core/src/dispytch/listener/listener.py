@@ -18,6 +18,7 @@ from dispytch.listener.options import ListenerOptions, Options
 from dispytch.listener.received import ListenerMiddleware
 from dispytch.listener.router import Declared, Placed, Router
 from dispytch.listener.session import Session
+from dispytch.listener.signature import located, name_of
 from dispytch.listener.work import Counts, Timers
 from dispytch.url import connect
 
@@ -115,19 +116,39 @@ class EventListener(Router):
             HandlerDefinitionError: one of its handlers can't work under this listener's topics.
         """
         super().include_router(router)
-        for placed in router.placed((), (), None):
-            self._check(placed)
+        try:
+            for placed in router.placed():
+                self._check(placed)
+            self._check_twice()
+        except HandlerDefinitionError:
+            self.routers.pop()
+            raise
 
     def _declare(self, declared: Declared) -> None:
         super()._declare(declared)
         try:
             self._check(Placed(declared, (), (), None))
+            self._check_twice()
         except HandlerDefinitionError:
-            self.declared.remove(declared)
+            self.declared.pop()
             raise
 
     def _check(self, placed: Placed) -> None:
         placed.declared.plan(pattern_of(placed, self.consumer.topic_delimiter).names, {})
+
+    def _check_twice(self) -> None:
+        """Refuse a function that stands on one route twice: each event would run it twice."""
+        seen: set[tuple[str, str, str]] = set()
+        for placed in self.placed():
+            declared = placed.declared
+            topic = declared.topic_under(placed.prefixes, self.consumer.topic_delimiter)
+            route = (name_of(declared.fn), topic, declared.kind)
+            if route in seen:
+                raise HandlerDefinitionError(
+                    f"handler {located(declared.fn)} is already registered for "
+                    f"{declared.kind!r} on {topic!r}"
+                )
+            seen.add(route)
 
     def rebound(self, consumer: Consumer, **options: Unpack[ListenerOptions]) -> "EventListener":
         """A listener with the same handlers and overrides on another consumer; for tests.
@@ -184,6 +205,7 @@ class EventListener(Router):
             raise
 
     def _handlers(self, executor: Executor) -> list[Handler]:
+        self._check_twice()
         options = self.options
         around = Surroundings(
             options.group,

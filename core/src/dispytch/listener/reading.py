@@ -54,13 +54,11 @@ class BodyReader:
             DecodeError: they are none, or its body is not valid; values are not repeated.
         """
         if self._deserializer is not None:
-            envelope = self._deserializer.deserialize(payload)
-            body = self._of(lambda: self._validate_body.validate_python(envelope.body), payload)
-            return self.finished(envelope.id, body, envelope.timestamp)
+            return self._read_slowly(self._deserializer, payload)
         try:
             wire = self._validate_wire(payload)
         except Invalid:
-            return self._read_slowly(payload)
+            return self._read_slowly(JSONDeserializer(), payload)
         return self.finished(wire["id"], wire["body"], wire["timestamp"])
 
     def finished(self, event_id: str, body: Any, timestamp: int) -> Read:
@@ -69,12 +67,16 @@ class BodyReader:
             body.__dict__["id"] = event_id  # also where it is frozen; past validate_assignment
         return Read(event_id, self.kind, body, timestamp)
 
-    def _read_slowly(self, payload: bytes) -> Read:
-        """Tell what is wrong; a body's own `id` is ignored like any field it does not know."""
-        envelope = JSONDeserializer().deserialize(payload)
+    def _read_slowly(self, deserializer: Deserializer, payload: bytes) -> Read:
+        """Tell what is wrong; a body's own `id` is ignored like any field it does not know.
+
+        The body is validated as JSON in every format: that is what strict fields come back from.
+        """
+        envelope = deserializer.deserialize(payload)
+        fields = envelope.body
         if self._sets_id:
-            envelope.body.pop("id", None)
-        body = to_json(envelope.body, inf_nan_mode="constants")
+            fields = {name: value for name, value in fields.items() if name != "id"}
+        body = to_json(fields, inf_nan_mode="constants")
         found = self._of(lambda: self._validate_body.validate_json(body), payload)
         return self.finished(envelope.id, found, envelope.timestamp)
 

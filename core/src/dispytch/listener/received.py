@@ -6,7 +6,14 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from dispytch.consumer import Headers
 
-__all__ = ["CallNext", "Event", "HandleContext", "ListenerMiddleware", "chain"]
+__all__ = [
+    "CallNext",
+    "Event",
+    "HandleContext",
+    "ListenerMiddleware",
+    "chain",
+    "middleware_problem",
+]
 
 T = TypeVar("T")
 
@@ -56,6 +63,14 @@ class HandleContext:
 
 CallNext: TypeAlias = Callable[[HandleContext], Awaitable[Any]]
 ListenerMiddleware: TypeAlias = Callable[[HandleContext, CallNext], Awaitable[Any]]
+
+
+def middleware_problem(middleware: object) -> str | None:
+    """Why this can't be a list of middleware; None: it can."""
+    if callable(middleware) or not isinstance(middleware, Sequence):
+        return "middleware is a list of middleware, in which one may stand alone"
+    strange = [each for each in middleware if not callable(each)]
+    return f"a middleware is an async function, not {strange[0]!r}" if strange else None
 
 
 def chain(middleware: Sequence[ListenerMiddleware], call: CallNext) -> CallNext:

@@ -1,8 +1,10 @@
 """Router: handlers declared apart from a listener, with a common topic prefix and middleware."""
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
@@ -11,7 +13,7 @@ from dispytch.errors import ConfigError, EventDefinitionError, HandlerDefinition
 from dispytch.event import EventBase, definition_of
 from dispytch.listener.failure import Retry
 from dispytch.listener.injection import Plan
-from dispytch.listener.received import ListenerMiddleware
+from dispytch.listener.received import ListenerMiddleware, middleware_problem
 from dispytch.listener.signature import located, name_of
 from dispytch.template import PlaceholderError, literals_and_fields
 
@@ -105,8 +107,8 @@ class Router:
         middleware: Sequence[ListenerMiddleware] = (),
         retry: Retry | None = None,
     ) -> None:
-        if callable(middleware):
-            raise ConfigError("middleware is a list of middleware, in which one may stand alone")
+        if (problem := middleware_problem(middleware)) is not None:
+            raise ConfigError(problem)
         if retry is not None and not isinstance(retry, Retry):
             raise ConfigError(f"retry must be a Retry, not {retry!r}")
         if topic is not None:
@@ -177,11 +179,17 @@ class Router:
             HandlerDefinitionError: it can't work as declared; names function, file and line.
         """
         caller = sys._getframe(1)
+        if isinstance(event_class, FunctionType):  # it would be gone without a word
+            raise HandlerDefinitionError(
+                f"handler {located(event_class)}: name what it handles, @...handler(EventClass)"
+            )
 
         def declare(fn: F) -> F:
-            if callable(middleware):
+            if (problem := middleware_problem(middleware)) is not None:
+                raise HandlerDefinitionError(f"handler {located(fn)}: {problem}")
+            if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
                 raise HandlerDefinitionError(
-                    f"handler {located(fn)}: middleware is a list of middleware"
+                    f"handler {located(fn)} is a generator: only dependencies yield"
                 )
             target = _target(fn, event_class, topic, event)
             if ordered is not None and not isinstance(ordered, bool):
@@ -201,7 +209,7 @@ class Router:
                     retry,
                     keyed if ordered is None else ordered,
                     tuple(middleware),
-                    dict(caller.f_locals),
+                    dict(caller.f_locals) | {"__name__": caller.f_globals.get("__name__")},
                 )
             )
             return fn
@@ -251,9 +259,9 @@ def _target(
     return definition.topic.text, True, definition.event_type
 
 
-def _names(topic: str, where: str, kind: type[Exception]) -> tuple[str, ...]:
-    if not topic:
-        raise kind(f"{where}: the topic is empty")
+def _names(topic: object, where: str, kind: type[Exception]) -> tuple[str, ...]:
+    if not (isinstance(topic, str) and topic):
+        raise kind(f"{where}: the topic must be a non-empty str, not {topic!r}")
     try:
         return literals_and_fields(topic)[1]
     except PlaceholderError as error:

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 from dispytch.consumer import Consumer, Delivery, Subscription
-from dispytch.errors import ConfigError, ConnectError, DecodeError
+from dispytch.errors import ConfigError, ConnectError
 from dispytch.listener.dispatcher import Dispatcher
-from dispytch.listener.failure import FOR_GROUP, FOR_HANDLERS, DeadLetters, Defect
+from dispytch.listener.failure import FOR_GROUP, FOR_HANDLERS, DeadLetters, Defect, unreadable
 from dispytch.listener.handler import Handler
 from dispytch.listener.health import Health
 from dispytch.listener.options import Options
@@ -53,17 +53,33 @@ class Session:
             options.limits, dead_letters, consumer.delays, options.group, self._fail
         )
         self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        self._connecting: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._end = asyncio.Event()
         self._failure: BaseException | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._receiving: str | None = None  # what is wrong with it
+        self._is_receiving = False
         self._silence: str | None = None
 
     # Lifecycle
 
     async def start(self) -> None:
-        """Connect, subscribe, begin."""
+        """Connect, subscribe, begin; does nothing more once it is asked to stop."""
+        self._connecting = self._loop.create_task(self._connect(), name="dispytch-connect")
+        try:
+            await self._connecting
+        except asyncio.CancelledError:
+            if not self._end.is_set():
+                raise
+        if self._end.is_set():
+            return
+        for work in (self._intake(), self._watch()):
+            task = self._loop.create_task(work, name="dispytch-listener")
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
+
+    async def _connect(self) -> None:
         options, consumer = self._options, self._consumer
         consumer.max_held = options.limits.max_held
         consumer.drain_timeout = options.drain_timeout
@@ -81,10 +97,6 @@ class Session:
                 f"{consumer.backend}: not subscribed within {options.timeout:g} s",
                 backend=consumer.backend,
             ) from error
-        for work in (self._intake(), self._watch()):
-            task = self._loop.create_task(work, name="dispytch-listener")
-            task.add_done_callback(self._task_ended)
-            self._tasks.append(task)
 
     def _subscriptions(self) -> Sequence[Subscription]:
         options, delimiter = self._options, self._consumer.topic_delimiter
@@ -104,8 +116,10 @@ class Session:
             raise self._failure
 
     def request_stop(self) -> None:
-        """Let `ended` return."""
+        """Begin to drain and disconnect, and let `ended` return."""
         self._end.set()
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._stop(), name="dispytch-stop")
 
     def is_worker(self) -> bool:
         """Whether a handler asks."""
@@ -124,16 +138,16 @@ class Session:
 
     async def stop(self) -> None:
         """Drain and disconnect; a second call waits for the first."""
-        self._end.set()
-        if self._stopping is None:
-            self._stopping = self._loop.create_task(self._stop(), name="dispytch-stop")
+        self.request_stop()
+        assert self._stopping is not None  # noqa: S101 - for type checkers
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *([] if self._connecting is None else [self._connecting])]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks)
         if not await self.dispatcher.stop(self._options.drain_timeout):
             logger.warning(
                 "handlers still ran after %g s: cancelled, their events come again",
@@ -170,12 +184,13 @@ class Session:
         pause = _PAUSE
         while True:
             room = await dispatcher.space()
+            self._is_receiving = True
             try:
                 deliveries = await receive(room)
             except ConnectError as error:
                 if not error.retriable:
                     raise
-                self._receiving = str(error)
+                self._receiving, self._is_receiving = str(error), False
                 logger.warning("%s; trying again", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -199,14 +214,16 @@ class Session:
             self._add_unmatched(delivery, f"no handler for the type {read!r}")
             return
         targets = station.by_type[read.type]
+        reader = targets[0].handler.reader  # the body is of its class
         if delivery.headers:
             targets = self._addressed(delivery, targets)
-        if len(targets) == 1:
+        fits = bool(targets) and targets[0].handler.reader is reader
+        if fits and len(targets) == 1:
             handler, segments = targets[0]
             event = handler.event(read, delivery, delivery.attempt)
             self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
         else:
-            self._add_each(delivery, targets, read)
+            self._add_each(delivery, targets, read if fits else None)
 
     def _add_each(self, delivery: Delivery, targets: Sequence[Target], read: Read | None) -> None:
         """A run for each handler, with a body of its own; none: it is only acknowledged."""
@@ -219,7 +236,7 @@ class Session:
                 else:
                     event, read = handler.event(read, delivery, delivery.attempt), None
             except Exception as error:  # noqa: BLE001 - as in `_admit`
-                defect = _unreadable(error, handler.name)
+                defect = unreadable(error, handler.name)
             self.dispatcher.add(Run(claim, handler, event, segments, defect))
         if not targets:
             self.dispatcher.add_done(claim)
@@ -231,7 +248,7 @@ class Session:
         if targets:
             self._add_each(delivery, self._addressed(delivery, targets), None)
         else:
-            self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, _unreadable(error)))
+            self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, unreadable(error)))
 
     def _add_unmatched(self, delivery: Delivery, reason: str) -> None:
         self.dispatcher.counts.unmatched += 1
@@ -269,6 +286,8 @@ class Session:
                 self._silence = told
             else:
                 self._silence = None
+                if self._is_receiving:  # it waits for messages again
+                    self._receiving = None
 
     def health(self) -> Health:
         """How it is."""
@@ -292,9 +311,3 @@ class Session:
             not dispatcher.full,
             dispatcher.counts,
         )
-
-
-def _unreadable(error: Exception, handler: str = "") -> Defect:
-    known = isinstance(error, DecodeError)
-    reason = str(error) if known else f"can't be read: {type(error).__name__}: {error}"
-    return Defect(reason, error, 0, handler)

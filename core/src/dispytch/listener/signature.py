@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from dispytch.errors import HandlerDefinitionError
-
 __all__ = ["Parameter", "located", "name_of", "parameters_of"]
 
 
@@ -16,7 +14,8 @@ class Parameter(NamedTuple):
     Attributes:
         name: its name.
         annotation: its type, without `Annotated`; `inspect.Parameter.empty` where it has none.
-        markers: what stood in `Annotated`, and a default that is no value.
+        markers: those of ours that stood in `Annotated`, and a default that is one.
+        metadata: what else stood in `Annotated`.
         has_default: whether it can be left out.
         kind: how it can be given.
     """
@@ -24,6 +23,7 @@ class Parameter(NamedTuple):
     name: str
     annotation: Any
     markers: tuple[Any, ...]
+    metadata: tuple[Any, ...]
     has_default: bool
     kind: Any
 
@@ -55,22 +55,23 @@ def parameters_of(
 
     Args:
         fn: a function, a method, a class, a partial, or an object that can be called.
-        local_names: names that annotations may use besides those of its module.
+        local_names: names of the place where the handler was declared, `__name__` its module;
+            annotations of that module may use them.
         is_marker: whether something in `Annotated`, or a default, is one of our markers.
 
     Raises:
-        HandlerDefinitionError: an annotation can't be resolved, or there is no signature.
+        TypeError: an annotation can't be resolved, or there is no signature.
     """
     try:
         signature = inspect.signature(fn)
         hints = _hints(fn, local_names)
     except (NameError, AttributeError, SyntaxError) as error:
-        raise HandlerDefinitionError(
-            f"{located(fn)}: an annotation can't be resolved: {error}; import that name at run "
-            "time, not only for type checkers"
+        raise TypeError(
+            f"an annotation can't be resolved: {error}; import that name at run time, not only "
+            "for type checkers"
         ) from error
     except (ValueError, TypeError) as error:
-        raise HandlerDefinitionError(f"{located(fn)} can't be called: {error}") from error
+        raise TypeError(f"it can't be called: {error}") from error
     return [
         _parameter(parameter, hints.get(parameter.name, parameter.annotation), is_marker)
         for parameter in signature.parameters.values()
@@ -82,9 +83,11 @@ def _parameter(
     parameter: inspect.Parameter, hint: Any, is_marker: Callable[[Any], bool]
 ) -> Parameter:
     markers: tuple[Any, ...] = ()
+    metadata: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *extra = get_args(hint)
-        markers = tuple(marker for marker in extra if is_marker(marker))
+        markers = tuple(each for each in extra if is_marker(each))
+        metadata = tuple(each for each in extra if not is_marker(each))
     has_default = parameter.default is not parameter.empty
     if is_marker(parameter.default):
         markers, has_default = (*markers, parameter.default), False
@@ -92,6 +95,7 @@ def _parameter(
         parameter.name,
         hint,
         markers,
+        metadata,
         has_default,
         parameter.kind,
     )
@@ -103,7 +107,8 @@ def _hints(fn: Any, local_names: Mapping[str, Any]) -> dict[str, Any]:
         target = getattr(target, "__init__")  # noqa: B009 - of the class itself
     elif not inspect.isroutine(target):
         target = type(target).__call__
-    return get_type_hints(target, localns=dict(local_names), include_extras=True)
+    here = getattr(target, "__module__", None) == local_names.get("__name__")
+    return get_type_hints(target, localns=dict(local_names) if here else None, include_extras=True)
 
 
 def _unwrapped(fn: Any) -> Any:

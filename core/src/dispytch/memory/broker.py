@@ -265,7 +265,8 @@ class Group:
         return True
 
     def _requeue(self, item: Item) -> None:
-        self._queue.appendleft(item)
+        later = (i for i, other in enumerate(self._queue) if other.position > item.position)
+        self._queue.insert(next(later, len(self._queue)), item)
         self._wake()
 
     def _release(self, item: Item) -> None:

@@ -26,7 +26,7 @@ class MemoryDelivery(Delivery):
         self._consumer.settle(self._item)
 
     async def nack(self, delay: float | None = None) -> None:
-        """It comes again, before others; with a `delay` in seconds, after them."""
+        """It comes again, before those emitted after it; with a `delay`, after so many seconds."""
         self._consumer.give_back(self._item, self.headers, delay or 0.0)
 
 
@@ -89,7 +89,8 @@ class MemoryConsumer(Consumer):
         """
         if self._member is None or self._group is None:
             raise SettleError("the consumer was stopped; the message comes again")
-        self._group.settle(self._member, item)
+        if not self._group.settle(self._member, item):
+            raise SettleError("it was settled before, or is with another member by now")
 
     def give_back(self, item: Item, headers: Any, delay: float) -> None:
         """A delivery comes again.
@@ -99,4 +100,5 @@ class MemoryConsumer(Consumer):
         """
         if self._member is None or self._group is None:
             raise SettleError("the consumer was stopped; the message comes again")
-        self._group.give_back(self._member, item, headers, delay)
+        if not self._group.give_back(self._member, item, headers, delay):
+            raise SettleError("it was settled before, or is with another member by now")

@@ -43,8 +43,11 @@ class TestListener:
         self._broker = MemoryBroker()
         self._timers = _Timers()
         self._broker.timers = self._timers
-        self.emitter = EventEmitter(MemoryProducer(self._broker))
-        self._listener = listener.rebound(MemoryConsumer(self._broker), dead_letter=None)
+        consumer, producer = MemoryConsumer(self._broker), MemoryProducer(self._broker)
+        self._delimiter = listener.consumer.topic_delimiter
+        consumer.topic_delimiter = producer.topic_delimiter = self._delimiter
+        self.emitter = EventEmitter(producer)
+        self._listener = listener.rebound(consumer, dead_letter=producer)
         self._listener.timers = self._timers
         self._news = asyncio.Event()
 
@@ -114,7 +117,7 @@ class TestListener:
     @property
     def dead_letters(self) -> list[MemoryMessage]:
         """What was dead-lettered, in order; the headers tell why."""
-        ending = f".{DEAD_LETTER}"
+        ending = self._delimiter + DEAD_LETTER
         return [message for message in self._broker.messages if message.topic.endswith(ending)]
 
 
