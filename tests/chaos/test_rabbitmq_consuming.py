@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -233,3 +235,65 @@ async def test_stop_returns_whatever_the_broker_does(
     if left:
         _, left = await asyncio.wait(left, timeout=2)
     assert not left
+
+
+_POISONED = """
+import asyncio, os, signal, sys
+from dispytch import Event, EventListener
+from pydantic import BaseModel
+
+class Body(BaseModel):
+    number: int
+
+listener = EventListener.from_url(sys.argv[1], group="g")
+
+@listener.handler(topic=sys.argv[2], event="numbered")
+async def handle(event: Event[Body]) -> None:
+    if event.body.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("handled", event.body.number, flush=True)
+
+asyncio.run(listener.run())
+"""
+
+
+async def test_an_event_that_kills_its_process_is_bounded(
+    own_rabbitmq: RabbitMQ, unique_name: str
+) -> None:
+    """After `delivery_limit` deaths the broker puts it aside, and what is behind it is handled."""
+
+    class Numbered(EventBase):
+        __topic__ = unique_name
+        __event_type__ = "numbered"
+        __key__ = "one"
+
+        number: int
+
+    url = f"{own_rabbitmq.url}?delivery_limit=2"
+    consumer = make_consumer(url)
+    await consumer.start()
+    await consumer.subscribe([Subscription(unique_name, "g")])
+    await consumer.stop()
+    async with EventEmitter.from_url(own_rabbitmq.url, timeout=10) as emitter:
+        await emitter.emit(Numbered(number=1))
+        deaths = 0
+        while own_rabbitmq.queue_size(f"{unique_name}.dlq") == 0:
+            process = await _listen(url, unique_name)
+            async with asyncio.timeout(20):
+                assert await process.wait() == -signal.SIGKILL
+            deaths += 1
+            await asyncio.sleep(0.5)  # the broker's moment to see it and to move the event
+        assert deaths == 3
+        await emitter.emit(Numbered(number=2))
+        process = await _listen(url, unique_name)
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            assert await process.stdout.readline() == b"handled 2\n"
+        process.terminate()
+        await process.communicate()
+
+
+async def _listen(url: str, topic: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _POISONED, url, topic, stdout=asyncio.subprocess.PIPE
+    )

@@ -49,6 +49,8 @@ class Delivery:
         headers: (str, bytes) pairs in the order they came. A listener may replace them before
             `nack(delay)`: they come back with the message.
         attempt: 1 for the first delivery, as far as the backend counts.
+        via: the topics and patterns it was subscribed to by, where a backend gives an event once
+            for each: only their handlers are for it. None: all that match its topic.
         lost: set by the backend when settling has become useless, because the message comes again
             whatever happens (a lost connection, a partition of another member). What the listener
             has not begun it then leaves alone.
@@ -60,6 +62,7 @@ class Delivery:
     key: str | None = None
     headers: Headers = ()
     attempt: int = 1
+    via: tuple[str, ...] | None = None
     lost: bool = field(default=False, init=False)
     running: int = field(default=0, init=False)
 

@@ -121,6 +121,7 @@ def test_schema_lookup_imports_no_client() -> None:
         "plugins.connection_schema('rabbitmq'); plugins.backend_for_url('amqp://h');"
         "from dispytch_rabbitmq import RabbitMQEventConfig, RabbitMQConnection;"
         "print(sorted({'aio_pika', 'aiormq', 'pamqp'} & set(sys.modules)));"
+        "backend = plugins.get_backend('rabbitmq'); assert backend.load_consumer();"
         "from dispytch_rabbitmq import RabbitMQProducer; print('aio_pika' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -178,6 +179,20 @@ async def test_wrong_urls_leak_nothing(
         caplog.clear()
         with pytest.raises((ConfigError, ConnectError)) as caught:
             await EventEmitter.from_url(url, timeout=10).start()
+        assert not _leaks(caught.value, caplog.text), kind
+
+
+@pytest.mark.rabbitmq
+async def test_wrong_urls_leak_nothing_when_listening(
+    own_rabbitmq: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same holds for a consumer's connection."""
+    caplog.set_level(logging.DEBUG)
+    for kind, url in _wrong_urls(own_rabbitmq).items():
+        caplog.clear()
+        backend = backend_for_url(url)
+        with pytest.raises((ConfigError, ConnectError)) as caught:
+            await backend.make_consumer(_connection(url)).start()
         assert not _leaks(caught.value, caplog.text), kind
 
 

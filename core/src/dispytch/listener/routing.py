@@ -1,7 +1,7 @@
 """Routing: from a topic and a type to the handlers."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dispytch.envelope import Deserializer
 from dispytch.listener.handler import Handler
@@ -42,22 +42,30 @@ class Routes:
     def __init__(self, handlers: Iterable[Handler], deserializer: Deserializer | None) -> None:
         self._handlers = tuple(handlers)
         self._deserializer = deserializer
-        self._stations: dict[str, Station | None] = {}
+        self._stations: dict[Any, Station | None] = {}
         self._readers: dict[tuple[Handler, ...], TopicReader] = {}
 
-    def to(self, topic: str) -> Station | None:
-        """The station of this topic; None where nobody handles it."""
+    def to(self, topic: str, via: tuple[str, ...] | None = None) -> Station | None:
+        """The station of this topic; None where nobody handles it.
+
+        Args:
+            topic: where a message was emitted to.
+            via: the only topics and patterns whose handlers are asked; None: all.
+        """
+        place = topic if via is None else (topic, via)
         try:
-            return self._stations[topic]
+            return self._stations[place]
         except KeyError:
             if len(self._stations) >= _REMEMBERED:
                 self._stations.clear()
-            station = self._stations[topic] = self._find(topic)
+            station = self._stations[place] = self._find(topic, via)
             return station
 
-    def _find(self, topic: str) -> Station | None:
+    def _find(self, topic: str, via: tuple[str, ...] | None) -> Station | None:
         found: list[Target] = []
         for handler in self._handlers:
+            if via is not None and handler.pattern.text not in via:
+                continue
             values = handler.pattern.match(topic)
             if values is not None:
                 segments = dict(zip(handler.pattern.names, values, strict=True))

@@ -201,7 +201,7 @@ class Session:
 
     def _admit(self, delivery: Delivery) -> None:
         """Read a delivery, and add a run for each of its handlers."""
-        station = self._routes.to(delivery.topic)
+        station = self._routes.to(delivery.topic, delivery.via)
         if station is None:
             self._add_unmatched(delivery, "no handler for this topic")
             return
