@@ -123,6 +123,25 @@ async def member(kafka: KafkaAccess, group: str, found: "asyncio.Queue[list[Deli
         await asyncio.Event().wait()
 
 
+async def test_a_group_that_is_slow_to_take_a_member_in_does_not_hold_it_up(
+    kafka_broker: KafkaAccess, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has subscribed by then, and receives when the others have finished."""
+    monkeypatch.setattr("dispytch_kafka.group._PATIENCE", 0.5)
+    await produce(kafka_broker, topic, numbers(1))
+    async with subscribed(kafka_broker, topic, group=topic, options=OFTEN) as one:
+        (held,) = await take(one, 1)
+        held.running = 1
+        async with subscribed(kafka_broker, topic, group=topic, options=OFTEN) as two:
+            await until(lambda: held.lost)
+            await produce(kafka_broker, topic, numbers(1, 2))
+            held.running = 0
+            owner, taken = await first_to_receive(one, two)
+            while len(taken) < 2:
+                taken += await take(owner, 1)
+            assert payloads(taken) == numbers(2)
+
+
 async def test_a_drain_may_take_longer_than_a_request(
     kafka_broker: KafkaAccess, topic: str
 ) -> None:

@@ -6,7 +6,7 @@ from brokers.kafka import LIMITED, PASSWORD, Kafka
 from brokers.kafka_access import KafkaAccess
 from dispytch import EmitRejected, Outgoing
 from dispytch.url import connect
-from dispytch_kafka import KafkaConnection, KafkaProducer
+from dispytch_kafka import KafkaConnection, KafkaConsumer, KafkaProducer
 
 pytestmark = pytest.mark.kafka
 
@@ -58,3 +58,9 @@ async def test_one_that_can_not_be_created_is_a_rejection_that_names_it(own_kafk
     assert PASSWORD not in str(caught.value)
     with pytest.raises(EmitRejected, match="no legal"):
         await send(own_kafka.url, dead_letter("a/b.dlq"))
+
+
+def test_a_consumer_that_knows_its_brokers_brings_a_producer_for_dead_letters() -> None:
+    """A listener need not be given one."""
+    consumer = KafkaConsumer(KafkaConnection(hosts=("a",)))
+    assert isinstance(consumer.dead_letter_producer(), KafkaProducer)

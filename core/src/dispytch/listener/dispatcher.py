@@ -150,6 +150,8 @@ class Dispatcher:
                     await self._finish(run.claim)
                 else:
                     result = await run.handler.invoke(run.event, run.segments)
+                    if self._stopping and _is_cancelled():
+                        break  # it was to end, whatever it made of that: it comes again
                     if result is not None:
                         await self._decide(run, result)
                     else:

@@ -215,19 +215,26 @@ class Session:
             return
         targets = station.by_type[read.type]
         reader = targets[0].handler.reader  # the body is of its class
+        missing: Sequence[str] = ()
         if delivery.headers:
-            targets = self._addressed(delivery, targets)
+            targets, missing = self._addressed(delivery, targets)
         fits = bool(targets) and targets[0].handler.reader is reader
-        if fits and len(targets) == 1:
+        if fits and len(targets) == 1 and not missing:
             handler, segments = targets[0]
             event = handler.event(read, delivery, delivery.attempt)
             self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
         else:
-            self._add_each(delivery, targets, read if fits else None)
+            self._add_each(delivery, targets, missing, read if fits else None)
 
-    def _add_each(self, delivery: Delivery, targets: Sequence[Target], read: Read | None) -> None:
+    def _add_each(
+        self,
+        delivery: Delivery,
+        targets: Sequence[Target],
+        missing: Sequence[str],
+        read: Read | None,
+    ) -> None:
         """A run for each handler, with a body of its own; none: it is only acknowledged."""
-        claim = Claim(delivery, len(targets) or 1)
+        claim = Claim(delivery, (len(targets) + len(missing)) or 1)
         for handler, segments in targets:
             event = defect = None
             try:
@@ -238,7 +245,12 @@ class Session:
             except Exception as error:  # noqa: BLE001 - as in `_admit`
                 defect = unreadable(error, handler.name)
             self.dispatcher.add(Run(claim, handler, event, segments, defect))
-        if not targets:
+        for name in missing:
+            defect = Defect(
+                f"addressed to the handler {name}, which there is none of", handler=name
+            )
+            self.dispatcher.add(Run(claim, None, None, {}, defect))
+        if not targets and not missing:
             self.dispatcher.add_done(claim)
 
     def _add_unreadable(self, delivery: Delivery, station: Station, error: Exception) -> None:
@@ -246,7 +258,7 @@ class Session:
         kind = station.reader.kind_of(delivery.payload)
         targets = station.by_type.get(kind or "", ())
         if targets:
-            self._add_each(delivery, self._addressed(delivery, targets), None)
+            self._add_each(delivery, *self._addressed(delivery, targets), None)
         else:
             self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, unreadable(error)))
 
@@ -259,16 +271,23 @@ class Session:
         else:
             self.dispatcher.add(Run(claim, None, None, {}, Defect(reason)))
 
-    def _addressed(self, delivery: Delivery, targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        """Those that the headers let run: an event that comes back is for some handlers only."""
+    def _addressed(
+        self, delivery: Delivery, targets: tuple[Target, ...]
+    ) -> tuple[tuple[Target, ...], Sequence[str]]:
+        """Those that the headers let run, and names that nobody has any more.
+
+        An event that comes back is for some handlers of one group only.
+        """
         headers = dict(delivery.headers)
         group, names = headers.get(FOR_GROUP), headers.get(FOR_HANDLERS)
         if group is not None and group.decode(errors="replace") != (self._options.group or ""):
-            return ()
+            return (), ()
         if not names:
-            return targets
-        wanted = set(names.decode(errors="replace").split(","))
-        return tuple(target for target in targets if target.handler.name in wanted)
+            return targets, ()
+        wanted = names.decode(errors="replace").split(",")
+        found = tuple(target for target in targets if target.handler.name in wanted)
+        known = {target.handler.name for target in targets}
+        return found, [name for name in wanted if name not in known]
 
     # Health
 

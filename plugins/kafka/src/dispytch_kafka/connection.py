@@ -160,10 +160,10 @@ class KafkaConnection(Connection):
         "(isolation.level). Default: read_committed.",
     )
     session_timeout_ms: int = _milliseconds(
-        45_000,
+        10_000,
         "Milliseconds without a heartbeat after which a member counts as dead and others get its "
         "partitions (session.timeout.ms); within the broker's group.min.session.timeout.ms and "
-        "group.max.session.timeout.ms. Default: 45000.",
+        "group.max.session.timeout.ms. Default: 10000.",
     )
     heartbeat_interval_ms: int = _milliseconds(
         3_000,

@@ -24,6 +24,7 @@ from dispytch_kafka.delivery import Inbox
 from dispytch_kafka.errors import BACKEND, Reading, as_connect_error, reading_of, told
 from dispytch_kafka.group import Group
 from dispytch_kafka.groupless import Groupless
+from dispytch_kafka.producer import KafkaProducer
 from dispytch_kafka.session import Reader, Session, Stuck
 from dispytch_kafka.topics import Wanted, create_topic, missing
 
@@ -118,8 +119,9 @@ class KafkaConsumer(Consumer):
     async def subscribe(self, subscriptions: Sequence[Subscription], /) -> None:
         """Begin to receive. Topics that are missing are created, with the broker's defaults.
 
-        With a group it returns once partitions are assigned (other members may need up to
-        `rebalance_timeout_ms` to give some up); without, once the position in each is fixed.
+        Without a group it returns once the position in each partition is fixed; with one, once
+        partitions are assigned, or after 5 s: other members may need up to `rebalance_timeout_ms`
+        to finish, or `session_timeout_ms` to be found dead. Nothing is missed meanwhile.
 
         Raises:
             ConfigError: a topic's name is not legal, or the subscriptions name several groups, or
@@ -182,6 +184,10 @@ class KafkaConsumer(Consumer):
             return await self._session.backlog()
         except KafkaError:
             return None
+
+    def dead_letter_producer(self) -> KafkaProducer | None:
+        """A producer to the same brokers; None with a client of yours."""
+        return None if self._connection is None else KafkaProducer(self._connection)
 
     async def stop(self) -> None:
         """Commit what is done, leave the group and close what is ours, within about 8 s."""

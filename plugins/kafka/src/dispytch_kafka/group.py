@@ -34,6 +34,9 @@ _COMMIT_GRACE = 5.0
 _BETWEEN_LOOKS = 0.02
 """Seconds between two looks whether handlers have ended: what ends without an ack tells nobody."""
 
+_PATIENCE = 5.0
+"""Seconds to wait for the group before it is waited for while we go on."""
+
 _RETRY = 1.0
 """Seconds until a failed commit is tried again."""
 
@@ -74,7 +77,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         self._many_done = asyncio.Event()
 
     async def join(self, client: Any) -> None:
-        """Become a member and return when partitions are assigned and their positions known.
+        """Become a member; returns when partitions are assigned and their positions known.
+
+        A group takes a member in when those that it has have given up their partitions, or died.
+        If that takes longer than a few seconds it goes on meanwhile: nothing is missed by then,
+        unless the group begins at the end.
 
         Raises:
             ConnectError: the group did not take us in.
@@ -86,7 +93,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
             client.subscribe(topics=self._wanted.literals, listener=self)
         else:
             client.subscribe(pattern=self._wanted.pattern.pattern, listener=self)
-        longest = self._rebalance_timeout + 10.0  # others may need all of theirs
+        begins_at_end = client._auto_offset_reset == "latest"
+        longest = self._rebalance_timeout + 10.0 if begins_at_end else _PATIENCE
         scope = asyncio.timeout(longest)
         try:
             async with scope:
@@ -95,10 +103,10 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         except TimeoutError as error:
             if not scope.expired():
                 raise
-            raise ConnectError(
-                f"the group {client._group_id!r} did not take us in within {longest:g} s",
-                backend=BACKEND,
-            ) from error
+            told_later = f"the group {client._group_id!r} has not taken us in within {longest:g} s"
+            if begins_at_end:
+                raise ConnectError(told_later, backend=BACKEND) from error
+            logger.warning("kafka: %s; its members may be finishing or dead; waiting", told_later)
 
     async def _is_positioned(self) -> bool:
         """Wait for the position in each partition: where a group begins at the end, it is now."""
