@@ -34,16 +34,19 @@ async def _handled(client: httpx.AsyncClient, count: int) -> None:
 async def test_application_emits_handles_and_shuts_down(shop: Any) -> None:
     """An order placed by a request is billed; leaving the lifespan leaves nothing running."""
     before = asyncio.all_tasks()
-    transport = httpx.ASGITransport(app=shop.app)
-    async with shop.app.router.lifespan_context(shop.app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
-            assert (await client.get("/health")).status_code == 200
-            answer = await client.post("/orders", json={"customer": "ada", "total_cents": 1200})
-            assert answer.status_code == 202
-            assert answer.json()["event"]
-            await _handled(client, 1)
-            for _ in range(20):  # some of them under way when it ends
-                await client.post("/orders", json={"customer": "bob", "total_cents": 1})
+    async with (
+        shop.app.router.lifespan_context(shop.app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=shop.app), base_url="http://shop"
+        ) as client,
+    ):
+        assert (await client.get("/health")).status_code == 200
+        answer = await client.post("/orders", json={"customer": "ada", "total_cents": 1200})
+        assert answer.status_code == 202
+        assert answer.json()["event"]
+        await _handled(client, 1)
+        for _ in range(20):  # some of them under way when it ends
+            await client.post("/orders", json={"customer": "bob", "total_cents": 1})
     assert shop.billed["ada"] == 1200
     assert asyncio.all_tasks() == before
     assert shop.listener.health().problems == ("not started",)
