@@ -30,7 +30,13 @@ from dispytch import (
 )
 from dispytch.url import connect
 
-BEFORE = 300
+
+def load_of(short: int, full: int) -> int:
+    """How many events: few in CI, all in the nox session `chaos`."""
+    return full if os.environ.get("DISPYTCH_FULL_LOAD") else short
+
+
+BEFORE = load_of(300, 5_000)
 """Events handled before the fault begins, and again after it has ended."""
 
 RECOVERY = 60.0
@@ -268,11 +274,6 @@ def check_order(done: list[Handled]) -> None:
             wrong += each.number < latest.get(each.lane, -1)
             latest[each.lane] = max(each.number, latest.get(each.lane, -1))
     assert not wrong, f"{wrong} of {len(seen)} events out of order"
-
-
-def load_of(short: int, full: int) -> int:
-    """How many events: few in CI, all in the nox session `chaos`."""
-    return full if os.environ.get("DISPYTCH_FULL_LOAD") else short
 
 
 async def emit_all(

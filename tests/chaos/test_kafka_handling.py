@@ -27,7 +27,7 @@ HOLD = 20.0
 QUICK = "?session_timeout_ms=6000&heartbeat_interval_ms=1000"
 """A dead listener is replaced soon."""
 
-COMMIT_BATCH = 1000
+COMMIT_BATCH = 500
 """Handled events that a killed Kafka listener may not have committed yet; see docs/kafka.md."""
 
 

@@ -11,10 +11,10 @@ _FILE = re.compile(r"^```\w+\n# file: (\S+)\n(.*?)^```", re.MULTILINE | re.DOTAL
 
 
 def test_backend_of_the_page_is_installed_and_used(tmp_path: Path) -> None:
-    """A reader who copies the six files of the page has a backend that works."""
+    """A reader who copies the seven files of the page has a backend that works."""
     package = tmp_path / "dispytch-spool"
     files = _FILE.findall((ROOT / "docs/plugins.md").read_text())
-    assert len(files) == 6
+    assert len(files) == 7
     for name, text in files:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)

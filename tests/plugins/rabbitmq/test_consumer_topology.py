@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import BaseModel
 
 from brokers.rabbitmq import RabbitMQ
 from dispytch import (
@@ -12,7 +13,9 @@ from dispytch import (
     ConnectError,
     Consumer,
     Delivery,
+    Event,
     EventEmitter,
+    EventListener,
     Outgoing,
     Subscription,
 )
@@ -302,12 +305,12 @@ async def test_event_that_never_settles_is_dead_lettered_by_the_broker(
     assert headers["x-dispytch-dlq-group"] == b"g"
 
 
-async def _publish(url: str, topic: str) -> None:
+async def _publish(url: str, topic: str, payload: bytes = b"{}") -> None:
     backend = backend_for_url(url)
     assert backend.connection is not None
     producer = backend.make_producer(connect(url, backend.connection))
     await producer.start()
-    await producer.send_message(Outgoing("id", "kind", topic, b"{}"))
+    await producer.send_message(Outgoing("id", "kind", topic, payload))
     await producer.stop()
 
 
@@ -321,6 +324,58 @@ async def test_one_topic_subscribed_twice_has_one_queue(
     assert await consumer.backlog() == 1
 
 
-def test_subscription_of_the_core_needs_no_client() -> None:
-    """The topology's names come from the core's own patterns."""
-    assert Subscription("a.{b}.*").pattern.wildcards("*", "#") == "a.*.#"
+async def test_patterns_that_overlap_tell_whom_each_copy_is_for(
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer"
+) -> None:
+    """An event that two subscriptions match comes once for each of them."""
+    consumer = await open_consumer(own_rabbitmq.url, "over.{who}", "over.*", "over.lap")
+    await _publish(own_rabbitmq.url, "over.lap")
+    got = await take(consumer, 3)
+    assert {one.topic for one in got} == {"over.lap"}
+    assert {one.via for one in got} == {("over.{who}",), ("over.*",), ("over.lap",)}
+
+
+async def test_what_only_the_brokers_wildcards_match_is_left_out(
+    own_rabbitmq: RabbitMQ, open_consumer: "OpenConsumer"
+) -> None:
+    """A placeholder for a part of a segment gets no other segments, and they don't pile up."""
+    consumer = await open_consumer(own_rabbitmq.url, "part.v{n}")
+    for topic in ("part.x", "part.v1"):
+        await _publish(own_rabbitmq.url, topic)
+    (delivery,) = await take(consumer, 1)
+    assert (delivery.topic, delivery.via) == ("part.v1", ("part.v{n}",))
+    assert await consumer.backlog() == 1
+
+
+async def test_listener_runs_each_handler_once_where_patterns_overlap(
+    own_rabbitmq: RabbitMQ, unique_name: str
+) -> None:
+    """Two handlers whose patterns both match an event run once each."""
+    ran: list[str] = []
+    both = asyncio.Event()
+    listener = EventListener.from_url(own_rabbitmq.url, group=unique_name)
+
+    async def note(name: str) -> None:
+        ran.append(name)
+        if len(ran) >= 3:
+            both.set()
+
+    @listener.handler(topic="runs.{who}", event="kind")
+    async def by_pattern(event: Event[Anything]) -> None:
+        await note("pattern" if event.id == "1" else "last")
+
+    @listener.handler(topic="runs.once", event="kind")
+    async def by_name(event: Event[Anything]) -> None:
+        await note("name")
+
+    body = b'{"id":"%d","type":"kind","body":{},"timestamp":1}'
+    async with listener:
+        await _publish(own_rabbitmq.url, "runs.once", body % 1)
+        await _publish(own_rabbitmq.url, "runs.other", body % 2)
+        async with asyncio.timeout(10):
+            await both.wait()
+    assert sorted(ran) == ["last", "name", "pattern"]
+
+
+class Anything(BaseModel):
+    """Any body."""

@@ -1,4 +1,4 @@
-"""The `dispytch` command: what is installed, what it takes, and emitting from a file.
+"""The `dispytch` command: running listeners, emitting, looking on, dead letters, what is installed.
 
 Needs the extra `dispytch[cli]`; without it, `main` says so.
 """
@@ -12,6 +12,8 @@ def main() -> None:
     """Run the command and exit with its status; the entry point of the script `dispytch`."""
     try:
         from dispytch.cli.app import app  # noqa: PLC0415 - it needs the extra
+
+        app(prog_name="dispytch")
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
@@ -21,4 +23,3 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    app(prog_name="dispytch")

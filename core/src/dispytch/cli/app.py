@@ -2,14 +2,11 @@
 
 import re
 import sys
+from importlib import import_module
 from typing import Any
 
 import click
 
-from dispytch.cli.backends import backends
-from dispytch.cli.demo import demo
-from dispytch.cli.emit import emit
-from dispytch.cli.schema import schema
 from dispytch.errors import BackendNotFoundError, ConfigError, DispytchError
 
 __all__ = ["App", "app"]
@@ -17,9 +14,23 @@ __all__ = ["App", "app"]
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit status: called wrongly, nothing was done; failed; ended by Ctrl-C."""
 
+COMMANDS = ("run", "emit", "listen", "dlq", "backends", "schema", "demo")
+"""Each in the module of its name, imported when it is needed: a worker needs no colours."""
+
 
 class App(click.Group):
     """A group whose errors are one line, and never repeat a URL, which may hold a password."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by its name; imports it."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"dispytch.cli.{cmd_name}"), cmd_name)
+        return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command and exit with its status."""
@@ -50,10 +61,6 @@ def without_urls(text: str) -> str:
 @click.version_option(package_name="dispytch")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Typed events over any broker: see what is installed, look up a schema, emit."""
+    """Typed events over any broker: run a listener, emit, look on, replay what failed."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for command in (backends, schema, emit, demo):
-    app.add_command(command)

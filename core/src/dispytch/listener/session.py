@@ -89,7 +89,8 @@ class Session:
                 if self._producer is not None:
                     await self._producer.start()
                 await consumer.start()
-                await consumer.subscribe(self._subscriptions())
+                subscriptions = self._subscriptions()
+                await consumer.subscribe(subscriptions)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -97,6 +98,9 @@ class Session:
                 f"{consumer.backend}: not subscribed within {options.timeout:g} s",
                 backend=consumer.backend,
             ) from error
+        topics = ", ".join(each.topic for each in subscriptions)
+        group = "without a group" if options.group is None else f"as {options.group!r}"
+        logger.info("%s: listening to %s %s", consumer.backend, topics, group)
 
     def _subscriptions(self) -> Sequence[Subscription]:
         options, delimiter = self._options, self._consumer.topic_delimiter

@@ -26,7 +26,12 @@ __all__ = ["RabbitMQConsumer"]
 logger = logging.getLogger("dispytch.rabbitmq")
 
 _MAX_PREFETCH = 65_535
-_GOODBYE = 2.0
+_GOODBYE = 3.0
+_SETTLING = 1.0
+"""Seconds that a channel stays open after the last ack: that of a quorum queue passes on
+some 32 at once, keeps the others until those are applied, and forgets what it keeps when it is
+closed. Nothing tells when it is through."""
+
 _REFUSALS = 3
 """A broker that is starting refuses what it will allow: only so many in a row are believed."""
 
@@ -218,5 +223,8 @@ class RabbitMQConsumer(Consumer):
         with contextlib.suppress(*CLIENT_ERRORS):
             async with asyncio.timeout(_GOODBYE):
                 await held.flush()
+                await held.channel.basic_qos(prefetch_count=1)  # it has read them all
+                loop = asyncio.get_running_loop()
+                await asyncio.sleep(held.told_at + _SETTLING - loop.time())
                 await held.channel.close()
         held.end()

@@ -73,6 +73,9 @@ class Held:
         channel: what delivers.
         hand_over: takes each delivery.
         delays: brings messages back later.
+
+    Attributes:
+        told_at: when the broker was last told something, on the loop's clock.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Held:
     ) -> None:
         self.channel = channel
         self.ended = False
+        self.told_at = float("-inf")
         self._hand_over = hand_over
         self._delays = delays
         self._unsettled: dict[int, RabbitMQDelivery] = {}
@@ -105,12 +109,15 @@ class Held:
         headers = envelope.headers
         if not queue.binding:
             headers += dead_letter_facts(raw, headers)
+        topic = queue.topic or envelope.topic or message.routing_key or ""
+        via = queue.via(topic)
         delivery = RabbitMQDelivery(
-            queue.topic or envelope.topic or message.routing_key or "",
+            topic,
             message.body,
             envelope.key,
             headers,
             envelope.attempt,
+            via,
             message=message,
             queue=queue,
             held=self,
@@ -118,7 +125,10 @@ class Held:
         if self.ended:
             return
         self._unsettled[delivery.tag] = delivery
-        self._hand_over(delivery)
+        if via:
+            self._hand_over(delivery)
+        else:
+            self.settle(delivery)
 
     def settle(self, delivery: RabbitMQDelivery, *, again: bool = False) -> None:
         """Note it for being told; `again`: back into its queue.
@@ -190,11 +200,13 @@ class Held:
 
     async def _write(self) -> None:
         queue, number = self.channel.connection.write_queue, self.channel.number
+        clock = asyncio.get_running_loop().time
         while True:
             await self._wake.wait()
             self._wake.clear()
             frames = self._frames()
             await queue.put(ChannelFrame.marshall(channel_number=number, frames=frames))
+            self.told_at = clock()
             if not (self._acks or self._nacks):
                 self._written.set()
 

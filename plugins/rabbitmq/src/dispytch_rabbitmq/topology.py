@@ -10,7 +10,7 @@ from aiormq import ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.abc import AbstractChannel
 
 from dispytch import ConfigError, ConnectError, Subscription
-from dispytch.topics import DEAD_LETTER, dead_letter_topic
+from dispytch.topics import DEAD_LETTER, TopicPattern, dead_letter_topic
 from dispytch_rabbitmq.config import RabbitMQConnection, too_long
 from dispytch_rabbitmq.connection import CHANNEL_TIMEOUT, open_channel
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, Meaning, describe, meaning
@@ -46,7 +46,7 @@ class Queue:
         name: its name; empty for one that the broker names, which lives as long as its consumer.
         binding: what it is bound to the exchange by; empty for a dead-letter queue.
         topic: the one topic whose events it has; None where a pattern tells no single one.
-        subscriptions: the topics and patterns it serves, as they were subscribed to.
+        patterns: the topics and patterns that it serves.
         ordered: whether one consumer at a time is active.
         dead_letters: the queue for what the broker gives up; empty: none.
     """
@@ -54,7 +54,7 @@ class Queue:
     name: str
     binding: str
     topic: str | None
-    subscriptions: tuple[str, ...]
+    patterns: tuple[TopicPattern, ...]
     ordered: bool
     dead_letters: str = ""
 
@@ -62,6 +62,12 @@ class Queue:
     def is_ours_alone(self) -> bool:
         """Whether it goes when its consumer goes."""
         return not self.name
+
+    def via(self, topic: str) -> tuple[str, ...]:
+        """Whom an event of this topic is for; nobody where only the broker's wildcards match it."""
+        if self.topic is not None:
+            return tuple(pattern.text for pattern in self.patterns)
+        return tuple(pattern.text for pattern in self.patterns if pattern.match(topic) is not None)
 
 
 def plan(subscriptions: Sequence[Subscription]) -> list[Queue]:
@@ -78,7 +84,7 @@ def plan(subscriptions: Sequence[Subscription]) -> list[Queue]:
             queue = replace(
                 queue,
                 topic=queue.topic if queue.topic == same.topic else None,
-                subscriptions=(*same.subscriptions, *queue.subscriptions),
+                patterns=(*same.patterns, *queue.patterns),
                 ordered=queue.ordered or same.ordered,
             )
         queues[queue.name, queue.binding] = queue
@@ -89,7 +95,7 @@ def _queue_for(subscription: Subscription) -> Queue:
     pattern, topic = subscription.pattern, subscription.topic
     if pattern.is_literal and topic.endswith(f".{DEAD_LETTER}"):
         _check_name(topic, topic)
-        return Queue(topic, "", topic, (topic,), ordered=False)
+        return Queue(topic, "", topic, (pattern,), ordered=False)
     if "#" in topic.split("."):
         raise ConfigError(f"topic {topic!r}: '#' is a wildcard of RabbitMQ and can't be a segment")
     binding = pattern.wildcards("*", "#")
@@ -97,13 +103,13 @@ def _queue_for(subscription: Subscription) -> Queue:
     if problem := too_long(binding):
         raise ConfigError(f"topic {topic!r} {problem}")
     if subscription.group is None:
-        return Queue("", binding, literal, (topic,), ordered=False)
+        return Queue("", binding, literal, (pattern,), ordered=False)
     name = f"{_escaped(subscription.group)}.{binding}"
     # Named so that it can be subscribed to: a wildcard inside a topic is none of ours.
     dead_letters = dead_letter_topic(pattern.wildcards("_", "__"))
     _check_name(name, topic)
     _check_name(dead_letters, topic)
-    return Queue(name, binding, literal, (topic,), subscription.ordered, dead_letters)
+    return Queue(name, binding, literal, (pattern,), subscription.ordered, dead_letters)
 
 
 def _escaped(group: str) -> str:
