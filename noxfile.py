@@ -60,6 +60,13 @@ def _group(name: str) -> tuple[str, ...]:
 TESTED = ["core", *PLUGINS, "all"]
 
 
+def _groups_of(what: str) -> tuple[str, ...]:
+    """The dependency groups that these tests need."""
+    if what == "core":
+        return ("test",)
+    return ("test", "brokers", "docs") if what == "all" else ("test", "brokers")
+
+
 def _tests_of(what: str, python: str) -> list[str]:
     """The tests that fit what is installed. With all installed: what needs all, and the faults."""
     if what == "core":
@@ -75,8 +82,7 @@ def _tests_of(what: str, python: str) -> list[str]:
 def tests(session: nox.Session, what: str) -> None:
     """The core without any broker's client, each plugin alone with the core, all together."""
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
-    groups = ("test",) if what == "core" else ("test", "brokers")
-    _install(session, *plugins, groups=groups)
+    _install(session, *plugins, groups=_groups_of(what))
     session.run("pytest", *_tests_of(what, str(session.python)), *session.posargs)
 
 
@@ -106,9 +112,9 @@ def wheels(session: nox.Session, what: str) -> None:
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
-    groups = _group("test") + (() if what == "core" else _group("brokers"))
+    wanted = [requirement for group in _groups_of(what) for requirement in _group(group)]
     extra = f"{built[0]}[cli]"
-    session.install("-c", "constraints.txt", "--reinstall", extra, *built[1:], *groups)
+    session.install("-c", "constraints.txt", "--reinstall", extra, *built[1:], *wanted)
     session.run("pytest", *_tests_of(what, ""), *session.posargs)
 
 
@@ -122,7 +128,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=NEWEST)
 def docs(session: nox.Session) -> None:
     """Execute every snippet of README and docs."""
-    _install(session, *PLUGINS, groups=("test", "brokers"))
+    _install(session, *PLUGINS, groups=_groups_of("all"))
     session.run("pytest", "tests/docs", *session.posargs)
 
 

@@ -48,12 +48,30 @@ def brokers(kafka_broker: KafkaAccess, rabbitmq_broker: RabbitMQAccess) -> dict[
 @pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(code: str, brokers: dict[str, str], tmp_path: Path) -> None:
     """A reader who copies a snippet sees it work; the brokers' addresses are those of the tests."""
+    _run(code, brokers, tmp_path)
+
+
+@pytest.mark.kafka
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize("url", ["memory://demo", "amqp://guest:guest@localhost/"])
+def test_first_example_needs_another_url_alone(
+    url: str, brokers: dict[str, str], tmp_path: Path
+) -> None:
+    """The README's example emits and handles on every backend; only its URL is changed."""
+    first = next(code for name, code in SNIPPETS if name.startswith("README.md"))
+    assert "kafka://localhost:9092" in first
+    done = _run(first.replace("kafka://localhost:9092", url), brokers, tmp_path)
+    assert "welcome ada@example.com" in done
+
+
+def _run(code: str, brokers: dict[str, str], folder: Path) -> str:
     code = code.replace("kafka://localhost:9092", brokers["KAFKA_URL"])
     code = code.replace("amqp://guest:guest@localhost/", brokers["RABBITMQ_URL"])
     environment = {**os.environ, **brokers, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout

@@ -29,4 +29,4 @@ def dispytch_emitter_created(emitter: Any) -> None:
 
 @_hookspec
 def dispytch_listener_created(listener: Any) -> None:
-    """An `EventListener` was made: attach to it. For tracing, metrics and the like."""
+    """An `EventListener` was made: add middleware to it. For tracing, metrics and the like."""

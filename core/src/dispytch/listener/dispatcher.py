@@ -316,7 +316,7 @@ class Dispatcher:
             if claim.later:
                 names = [name for name, _ in claim.later]
                 delivery.headers = addressed(delivery.headers, self._group, names)
-                await delivery.nack(min(delay for _, delay in claim.later))
+                await delivery.nack(max(delay for _, delay in claim.later))
             else:
                 await delivery.ack()
         except Exception as error:  # noqa: BLE001 - not the handler's failure, and not its to retry

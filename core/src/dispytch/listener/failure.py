@@ -52,7 +52,8 @@ class Retry:
         base: seconds before the second attempt; each further wait is twice as long.
         cap: seconds a wait is at most.
         on: the exceptions that are worth another attempt; others are dead-lettered at once.
-        jitter: whether a wait is a random part of that, so that many don't come back at once.
+        jitter: whether a wait is a random time between half and all of that, so that many don't
+            come back at once.
 
     Raises:
         ConfigError: a value that can't work, naming it.

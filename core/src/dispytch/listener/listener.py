@@ -36,10 +36,13 @@ class EventListener(Router):
 
             - group: listeners of one group share the events; each group gets them all. None (the
               default): this listener gets what is emitted after it subscribed.
-            - dead_letter: the producer of dead letters. From a URL, and on the memory backend, it
-              comes by itself; where there is none, what can't be handled is kept and tried again.
+            - dead_letter: the producer of dead letters, which the listener starts and stops. None:
+              one for the consumer's broker, where the consumer knows how to reach it (not with a
+              Kafka client of your own); where there is none, what can't be handled is kept,
+              unacknowledged, and tried again.
             - deserializer: replaces the JSON envelope.
-            - middleware: `async def mw(ctx, call_next)`, around each attempt of each handler.
+            - middleware: `async def mw(ctx, call_next)`, around each attempt of each handler, the
+              first one outermost.
             - retry: for handlers that name none. Default: `Retry()`, three attempts.
             - unmatched: `"ack"` (the default) acknowledges and counts what no handler takes,
               `"dead_letter"` sends it to the dead-letter topic.
@@ -109,7 +112,7 @@ class EventListener(Router):
         return Override(self.overrides, dependency, replacement)
 
     def include_router(self, router: Router) -> None:
-        """Take in the handlers of a router, those declared later included.
+        """Take in the handlers of a router, those declared later included; `start` checks these.
 
         Raises:
             ConfigError: it is no router.

@@ -63,6 +63,8 @@ class HandleContext:
 
 CallNext: TypeAlias = Callable[[HandleContext], Awaitable[Any]]
 ListenerMiddleware: TypeAlias = Callable[[HandleContext, CallNext], Awaitable[Any]]
+"""`async def mw(ctx, call_next)`: awaits `call_next(ctx)` and returns what that returned, which is
+what the handler did. Without the call the event counts as handled; what it raises, as failed."""
 
 
 def middleware_problem(middleware: object) -> str | None:

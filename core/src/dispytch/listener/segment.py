@@ -22,6 +22,8 @@ class SegmentError(DecodeError):
 class TopicSegment:
     """Asks for a segment of the topic: `user_id: Annotated[int, TopicSegment(gt=0)]`.
 
+    An event whose segment is not valid is dead-lettered at once.
+
     Args:
         name: the placeholder's name; None: that of the parameter, in which `_` may stand for a `.`.
         constraints: those of pydantic's `Field`: gt, ge, lt, le, min_length, pattern, ...

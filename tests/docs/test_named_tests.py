@@ -1,0 +1,22 @@
+"""The tests that the documentation names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(ROOT.glob("docs/*.md"))
+_FILE = re.compile(r"tests/[\w/*.]+")
+_TEST = re.compile(r"\btest_\w+(?=`)(?!\.py)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_named_test_exists(page: Path) -> None:
+    """A promise that names its test names one that is there."""
+    text = page.read_text()
+    for named in _FILE.findall(text):
+        assert list(ROOT.glob(named.rstrip("."))), named
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    for name in _TEST.findall(text):
+        assert f"def {name}(" in tests or f"async def {name}(" in text, name
