@@ -85,6 +85,24 @@ async def test_what_is_acknowledged_does_not_come_again_and_the_rest_does(
         assert payloads(await take(consumer, 6)) == numbers(4, 10)
 
 
+async def test_a_partition_waits_for_a_record_that_is_far_behind(
+    kafka_broker: KafkaAccess, unique_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what would come again after a crash is bounded; other partitions go on."""
+    monkeypatch.setattr("dispytch_kafka.session.FARTHEST_AHEAD", 20)
+    kafka_broker.create_topic(unique_name, 2)
+    await produce(kafka_broker, unique_name, numbers(100), partition=0)
+    async with subscribed(kafka_broker, unique_name, group=unique_name) as consumer:
+        (slow,) = await take(consumer, 1)
+        for _ in range(2):
+            await ack_all(await take(consumer, 10))
+        await nothing_more(consumer)
+        await produce(kafka_broker, unique_name, [b"other"], partition=1)
+        assert payloads(await take(consumer, 1)) == [b"other"]
+        await slow.ack()
+        assert payloads(await take(consumer, 79)) == numbers(21, 100)
+
+
 async def test_commits_come_by_count_and_by_time(kafka_broker: KafkaAccess, topic: str) -> None:
     """After `commit_every` at once, else after `commit_interval_ms`; not one for each."""
     await produce(kafka_broker, topic, numbers(150))

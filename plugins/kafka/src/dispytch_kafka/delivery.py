@@ -19,12 +19,10 @@ class KafkaDelivery(Delivery):
     Attributes:
         partition: the assignment; it keeps count of what is done.
         offset: the record's offset.
-        settled: whether it is done.
     """
 
     partition: "Partition"
     offset: int
-    settled: bool = False
 
     async def ack(self) -> None:
         """Count it as done; the broker is told soon, of many at once. Never raises."""
@@ -71,7 +69,7 @@ class Partition:
                 partition=self,
                 offset=record.offset,
             )
-            note(delivery)
+            note(record.offset, delivery)
             made.append(delivery)
         if self.committed is None:
             self.committed = self.offsets.done_to
@@ -79,13 +77,12 @@ class Partition:
 
     def settle(self, delivery: KafkaDelivery) -> None:
         """A delivery is done."""
-        if not delivery.settled:
-            self.offsets.settle(delivery)
+        if self.offsets.settle(delivery.offset):
             self._settled()
 
     def give_back(self, delivery: KafkaDelivery) -> None:
         """A delivery is to be received again."""
-        if not (delivery.lost or delivery.settled):
+        if not delivery.lost and delivery.offset in self.offsets:
             delivery.attempt += 1
             self._inbox.put([delivery])
 

@@ -69,7 +69,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         self._commit_at = (commit_every + 1) // 2
         self._client: Any = None
         self._generation = _NO_GENERATION  # of the assignment
-        self._partitions: dict[Any, Partition] = {}
+        self.partitions: dict[Any, Partition] = {}
         self._joined = asyncio.Event()
         self._committing = asyncio.Lock()
         self._uncommitted = 0
@@ -119,11 +119,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def partition(self, tp: Any) -> Partition:
         """The assignment that records of a partition come under."""
-        return self._partitions.get(tp) or self._begin(tp)
+        return self.partitions.get(tp) or self._begin(tp)
 
     def restart(self, tp: Any) -> Partition:
         """Begin anew with a partition whose records come from farther back."""
-        self._partitions[tp].lose()
+        self.partitions[tp].lose()
         return self._begin(tp)
 
     async def run(self) -> None:
@@ -161,7 +161,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def watermark(self, tp: Any) -> int | None:
         """Before this all is done; None: not known here."""
-        partition = self._partitions.get(tp)
+        partition = self.partitions.get(tp)
         return None if partition is None else partition.offsets.done_to
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> Any:
@@ -174,9 +174,9 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _revoke(self) -> None:
         """Let handlers under way finish, commit, and end all assignments."""
-        for partition in self._partitions.values():
+        for partition in self.partitions.values():
             partition.lose()
-        if self._partitions and self._is_member():
+        if self.partitions and self._is_member():
             await self._drain()
             await self._flush(_COMMIT_GRACE)
         self._end()
@@ -193,7 +193,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         clock = asyncio.get_running_loop().time
         longest = min(self._drain_timeout, self._longest_drain)
         deadline = clock() + longest
-        while any(partition.busy for partition in self._partitions.values()):
+        while any(partition.busy for partition in self.partitions.values()):
             if clock() > deadline:
                 logger.warning(
                     "kafka: partitions are given up with handlers still running after %.1f s; "
@@ -206,13 +206,13 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
             await asyncio.sleep(_BETWEEN_LOOKS)
 
     def _begin(self, tp: Any) -> Partition:
-        partition = self._partitions[tp] = Partition(tp, self._note_done, self._inbox)
+        partition = self.partitions[tp] = Partition(tp, self._note_done, self._inbox)
         return partition
 
     def _end(self) -> None:
-        for partition in self._partitions.values():
+        for partition in self.partitions.values():
             partition.lose()
-        self._partitions = {}  # what is done of them no longer counts
+        self.partitions = {}  # what is done of them no longer counts
         self._generation = _NO_GENERATION
 
     def _note_done(self, count: int = 1) -> None:
@@ -238,7 +238,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _flush(self, grace: float) -> bool:
         """Commit, if that is possible within `grace` seconds; whether it was."""
-        if not any(partition.to_commit is not None for partition in self._partitions.values()):
+        if not any(partition.to_commit is not None for partition in self.partitions.values()):
             return True
         try:
             async with asyncio.timeout(grace):
@@ -265,7 +265,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
             self._many_done.clear()
             done = [
                 (partition, offset)
-                for partition in self._partitions.values()
+                for partition in self.partitions.values()
                 if (offset := partition.to_commit) is not None
             ]
             if not done:

@@ -33,7 +33,7 @@ class Groupless:
         self._inbox = inbox
         self._discovery_interval = discovery_interval
         self._client: Any = None
-        self._partitions: dict[Any, Partition] = {}
+        self.partitions: dict[Any, Partition] = {}
         self._starts: dict[Any, int] = {}
         self._began = False
 
@@ -49,11 +49,11 @@ class Groupless:
 
     def partition(self, tp: Any) -> Partition:
         """What keeps count of a partition."""
-        return self._partitions[tp]
+        return self.partitions[tp]
 
     def restart(self, tp: Any) -> Partition:
         """Begin anew with a partition whose records come from farther back."""
-        partition = self._partitions[tp] = self._new(tp)
+        partition = self.partitions[tp] = self._new(tp)
         return partition
 
     async def run(self) -> None:
@@ -77,7 +77,7 @@ class Groupless:
 
     def watermark(self, tp: Any) -> int | None:
         """Before this all is done; None: not known here."""
-        done_to = self._partitions[tp].offsets.done_to if tp in self._partitions else None
+        done_to = self.partitions[tp].offsets.done_to if tp in self.partitions else None
         return self._starts.get(tp) if done_to is None else done_to
 
     async def _discover(self, *, assign: bool = False) -> None:
@@ -93,16 +93,16 @@ class Groupless:
             for topic in self._wanted.among(cluster.topics())
             for number in cluster.partitions_for_topic(topic) or ()
         }
-        new = there - self._partitions.keys()
+        new = there - self.partitions.keys()
         if not (new or assign):
             return
         # What appears after the beginning holds only what was emitted after it.
         where = client.beginning_offsets if self._began else client.end_offsets
         self._starts |= await where(list(new))
-        self._partitions |= {tp: self._new(tp) for tp in new}
+        self.partitions |= {tp: self._new(tp) for tp in new}
         # Nothing may be awaited here: an assignment begins without positions.
-        client.assign(list(self._partitions))
-        for tp, partition in self._partitions.items():
+        client.assign(list(self.partitions))
+        for tp, partition in self.partitions.items():
             client.seek(tp, partition.offsets.next or self._starts[tp])
         if self._wanted.pattern:
             connections.set_topics(())

@@ -13,12 +13,19 @@ from dispytch_kafka.delivery import Inbox
 from dispytch_kafka.group import NOBODY, Group
 from dispytch_kafka.groupless import Groupless
 
-__all__ = ["Session", "Stuck"]
+__all__ = ["FARTHEST_AHEAD", "Session", "Stuck"]
 
 logger = logging.getLogger("dispytch")
 
 _WAIT_MS = 1000
 """Milliseconds that one call waits for records."""
+
+_SHORT_WAIT_MS = 100
+"""The same, while partitions are held back that may be let go at any moment."""
+
+FARTHEST_AHEAD = 10_000
+"""How far offsets of a partition are fetched beyond its oldest unfinished record: all of that comes
+again if this process dies."""
 
 _WATCH = 10.0
 """Seconds between two looks whether the client still works."""
@@ -66,6 +73,7 @@ class Session:
         self._nap = min(1.0, max_poll_interval / 3)
         self._replaceable = replaceable
         self._received = 0
+        self._held_back: set[Any] = set()
 
     async def run(self) -> None:
         """Fetch what is wanted and see that the client works, until it does not.
@@ -108,7 +116,11 @@ class Session:
         inbox, client = self._inbox, self.client
         while True:
             if inbox.wanted.is_set():
-                fetched = await client.getmany(timeout_ms=_WAIT_MS, max_records=inbox.limit)
+                open_to_more = self._open_to_more()
+                wait = _WAIT_MS if open_to_more == () else _SHORT_WAIT_MS
+                fetched = await client.getmany(
+                    *open_to_more, timeout_ms=wait, max_records=inbox.limit
+                )
                 for tp, records in fetched.items():
                     self._deliver(tp, records)
                 continue
@@ -117,6 +129,19 @@ class Session:
                     await inbox.wanted.wait()
             except TimeoutError:
                 await client.getmany(NOBODY)
+
+    def _open_to_more(self) -> tuple[Any, ...]:
+        """The partitions to fetch from; none at all stands for each of them."""
+        partitions = self.reader.partitions
+        held_back = {tp for tp, each in partitions.items() if each.offsets.ahead > FARTHEST_AHEAD}
+        for tp in held_back - self._held_back:
+            logger.warning(
+                "kafka: %s is %d records ahead of one that is not finished, and waits for it",
+                tp,
+                partitions[tp].offsets.ahead,
+            )
+        self._held_back = held_back
+        return tuple(self.client.assignment() - held_back) or (NOBODY,) if held_back else ()
 
     def _deliver(self, tp: Any, records: list[Any]) -> None:
         partition = self.reader.partition(tp)
@@ -156,7 +181,7 @@ class Session:
     async def _held_up(self) -> object:
         """Where we stand, if somebody wants records, there are some, and none come; else None."""
         client, received = self.client, self._received
-        if not self._inbox.wanted.is_set():
+        if self._held_back or not self._inbox.wanted.is_set():
             return None
         assignment = client._subscription.subscription.assignment
         if assignment is None or client._subscription.reassignment_in_progress:
