@@ -9,7 +9,7 @@ import pytest
 
 from brokers.rabbitmq import RabbitMQ
 from brokers.rabbitmq_access import RabbitMQAccess
-from dispytch import Consumer, Delivery, EventEmitter
+from dispytch import Consumer, Delivery, EventBase, EventEmitter
 from dispytch_rabbitmq import RabbitMQEventConfig
 
 if TYPE_CHECKING:
@@ -92,13 +92,17 @@ async def test_pattern_keeps_the_topic_over_a_delay(
     rabbitmq_broker: RabbitMQAccess,
     emitter: EventEmitter,
     open_consumer: "OpenConsumer",
-    numbered: Any,
     unique_name: str,
 ) -> None:
     """The queue's name, by which it comes back, does not take the topic's place."""
     topic = f"{unique_name}.one"
+
+    class Plain(EventBase):
+        __topic__ = topic
+        __event_type__ = "plain"
+
     consumer = await open_consumer(rabbitmq_broker.url, f"{unique_name}.{{any}}")
-    await emitter.emit(numbered(to=topic))
+    await emitter.emit(Plain())
     (first,) = await take(consumer, 1)
     assert first.topic == topic
     await first.nack(1)
