@@ -48,6 +48,25 @@ STOP = 15.0
 LANES = 50
 
 
+class Numbered(EventBase):
+    """One of the events of a load: its key, and its place among all."""
+
+    __event_type__ = "numbered"
+    __key__ = "{lane}"
+
+    lane: int
+    number: int
+
+
+def numbered(topic: str) -> type[Numbered]:
+    """The same, on a topic."""
+
+    class There(Numbered):
+        __topic__ = topic
+
+    return There
+
+
 @dataclass
 class Handling:
     """What a listener did. All times are `time.monotonic()`."""
@@ -95,18 +114,10 @@ async def survive(
         fault: does the harm and repairs it; blocks meanwhile, in a thread of its own.
         notices: whether the fault lasts long enough for `health()` to tell of it.
     """
-
-    class Numbered(EventBase):
-        __topic__ = topic
-        __event_type__ = "numbered"
-        __key__ = "{lane}"
-
-        lane: int
-        number: int
-
+    kind = numbered(topic)
     did = Handling()
 
-    @listener.handler(Numbered)
+    @listener.handler(kind)
     async def note(event: Event[Numbered]) -> None:
         await asyncio.sleep(0.002)
         did.times[event.id] += 1
@@ -118,7 +129,7 @@ async def survive(
     await listener.start()
     await emitter.start()
     watching = asyncio.create_task(_watch(listener, did))
-    load = Load(emitter, lambda n: Numbered(lane=n % LANES, number=n), did.emitted)
+    load = Load(emitter, lambda n: kind(lane=n % LANES, number=n), did.emitted)
     load.start()
     try:
         await _until(lambda: len(did.handled) >= BEFORE, RECOVERY, did)
@@ -128,7 +139,7 @@ async def survive(
         await _until(lambda: did.handled_within(ended, float("inf")) >= BEFORE, RECOVERY, did)
         await load.end()
         await _until(lambda: not did.lost, RECOVERY, did)
-        fresh = Numbered(lane=0, number=-1)
+        fresh = kind(lane=0, number=-1)
         await emitter.emit(fresh)
         await _until(lambda: fresh.id in did.handled, RECOVERY, did)
         await _until(lambda: bool(listener.health()), RECOVERY, did)
@@ -280,18 +291,10 @@ async def emit_all(
     emitter: EventEmitter, topic: str, count: int, lanes: int, first: int = 0
 ) -> None:
     """Emit so many events, in order per key, and see each confirmed."""
-
-    class Numbered(EventBase):
-        __topic__ = topic
-        __event_type__ = "numbered"
-        __key__ = "{lane}"
-
-        lane: int
-        number: int
-
+    kind = numbered(topic)
     for start in range(first, first + count, 500):
         end = min(start + 500, first + count)
-        await emitter.emit_many(Numbered(lane=n % lanes, number=n) for n in range(start, end))
+        await emitter.emit_many(kind(lane=n % lanes, number=n) for n in range(start, end))
 
 
 async def kill_workers(

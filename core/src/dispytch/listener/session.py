@@ -45,6 +45,7 @@ class Session:
         self._handlers = handlers(self._executor)
         if not self._handlers:
             raise ConfigError("the listener has no handlers: declare one with @listener.handler")
+        self._names = {handler.name for handler in self._handlers}
         self._consumer, self._options = consumer, options
         self._routes = Routes(self._handlers, options.deserializer)
         self._producer = options.dead_letter or consumer.dead_letter_producer()
@@ -251,9 +252,7 @@ class Session:
                 defect = unreadable(error, handler.name)
             self.dispatcher.add(Run(claim, handler, event, segments, defect))
         for name in missing:
-            defect = Defect(
-                f"addressed to the handler {name}, which there is none of", handler=name
-            )
+            defect = Defect(f"addressed to the handler {name}, which is not here", handler=name)
             self.dispatcher.add(Run(claim, None, None, {}, defect))
         if not targets and not missing:
             self.dispatcher.add_done(claim)
@@ -291,8 +290,7 @@ class Session:
             return targets, ()
         wanted = names.decode(errors="replace").split(",")
         found = tuple(target for target in targets if target.handler.name in wanted)
-        known = {target.handler.name for target in targets}
-        return found, [name for name in wanted if name not in known]
+        return found, [name for name in wanted if name not in self._names]
 
     # Health
 
