@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 
 from brokers.kafka_access import KafkaAccess
+from brokers.rabbitmq_access import RabbitMQAccess
 from dispytch import Event, EventBase, EventEmitter, EventListener, Retry
 
 COUNT = 30
@@ -95,3 +96,12 @@ async def test_dead_letters_on_kafka_are_replayed_to_the_failed_handler_alone(
     topic = f"orders-{uuid4().hex[:8]}"
     kafka_broker.create_topic(topic, 3)
     await _replayed_to_the_failed_handler_alone(kafka_broker.url, topic)
+
+
+@pytest.mark.rabbitmq
+async def test_dead_letters_on_rabbitmq_are_replayed_to_the_failed_handler_alone(
+    rabbitmq_broker: RabbitMQAccess,
+) -> None:
+    """The same on RabbitMQ, where the dead letters are a queue."""
+    topic = f"orders-{uuid4().hex[:8]}"
+    await _replayed_to_the_failed_handler_alone(rabbitmq_broker.url, topic)

@@ -1,7 +1,7 @@
 """Producer, Outgoing, Receipt: what a backend implements to send."""
 
 import asyncio
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
@@ -11,6 +11,7 @@ from dispytch.errors import EmitRejected, ProducerTimeout
 
 __all__ = [
     "Details",
+    "HeaderPairs",
     "Outcome",
     "Outgoing",
     "Producer",
@@ -26,6 +27,22 @@ Details: TypeAlias = Mapping[str, Any] | None
 
 Outcome: TypeAlias = Details | BaseException
 """The details of an accepted event of a batch, or the error it met."""
+
+
+class HeaderPairs(dict[str, str | bytes]):
+    """Headers of which a name may come twice: `items()` has every pair, a look-up the last one.
+
+    Args:
+        pairs: names and values, in order.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, str | bytes]]) -> None:
+        self._pairs = tuple(pairs)
+        super().__init__(self._pairs)
+
+    def items(self) -> Any:
+        """All pairs, in order."""
+        return self._pairs
 
 
 @dataclass(slots=True)

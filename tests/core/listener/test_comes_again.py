@@ -2,9 +2,10 @@
 
 import asyncio
 
-from dispytch import EventBase, EventEmitter, EventListener
+from dispytch import DeadLetter, EventBase, EventEmitter, EventListener
 from dispytch.listener import FOR_GROUP, FOR_HANDLERS
 from dispytch.memory import MemoryBroker, MemoryConsumer, MemoryProducer
+from dispytch.producer import HeaderPairs
 from dispytch.testing import TestListener
 
 
@@ -59,3 +60,20 @@ async def test_a_handler_that_ignores_its_cancellation_gets_the_event_again() ->
             await emitter.emit(Placed())
         await begun.wait()
     assert broker.unsettled == 1
+
+
+async def test_a_dead_letter_keeps_headers_whose_name_comes_twice() -> None:
+    """The original headers go along as they came, each of them."""
+    listener = EventListener(MemoryConsumer(), group="billing")
+
+    @listener.handler(Placed)
+    async def fails(event: Placed) -> DeadLetter:
+        return DeadLetter("no")
+
+    pairs: list[tuple[str, str | bytes]] = [("hop", "a"), ("hop", "b"), ("other", "c")]
+    async with TestListener(listener) as t:
+        await t.send("orders", _payload(Placed()), headers=HeaderPairs(pairs))
+        await t.settled()
+    (letter,) = t.dead_letters
+    kept = [pair for pair in letter.headers.items() if pair[0] in {"hop", "other"}]
+    assert kept == [("hop", b"a"), ("hop", b"b"), ("other", b"c")]

@@ -26,7 +26,7 @@ from dispytch.cli.receiving import (
 from dispytch.consumer import Consumer, Delivery
 from dispytch.errors import ConfigError, DispytchError
 from dispytch.listener.failure import DEAD_LETTER_HEADERS, FOR_GROUP, FOR_HANDLERS, addressed
-from dispytch.producer import Outgoing, Producer
+from dispytch.producer import HeaderPairs, Outgoing, Producer
 from dispytch.topics import DEAD_LETTER, dead_letter_topic
 
 __all__ = ["GROUP", "QUIET", "dlq", "outgoing"]
@@ -247,7 +247,7 @@ def outgoing(letter: Delivery, source: str, to: str | None, producer: Producer) 
     elif "group" in told:
         kept = addressed(kept, told["group"], [told.get("handler", "")])
         kept = tuple(pair for pair in kept if pair != (FOR_HANDLERS, b""))
-    headers: dict[str, str | bytes] = dict(kept) if producer.carries_headers else {}
+    headers = HeaderPairs(kept if producer.carries_headers else ())
     return Outgoing(
         told.get("id", ""),
         told.get("type", ""),

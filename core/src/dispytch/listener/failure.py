@@ -5,13 +5,13 @@ import logging
 import math
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from dispytch.consumer import Delivery, Headers
 from dispytch.errors import ConfigError, DecodeError
-from dispytch.producer import Outgoing, Producer
+from dispytch.producer import HeaderPairs, Outgoing, Producer
 from dispytch.topics import dead_letter_topic
 
 __all__ = [
@@ -123,10 +123,11 @@ class DeadLetters:
             Exception: it may not be there; what the producer raised.
         """
         loop = asyncio.get_running_loop()
-        headers: dict[str, str | bytes] = {}
+        headers: Mapping[str, str | bytes] = {}
         if self.producer.carries_headers:
-            headers = dict(delivery.headers)
-            headers |= self._headers(delivery, defect, event_id, kind)
+            told = self._headers(delivery, defect, event_id, kind)
+            original = (pair for pair in delivery.headers if pair[0] not in told)
+            headers = HeaderPairs((*original, *told.items()))
         out = Outgoing(
             event_id,
             kind,
