@@ -32,6 +32,8 @@ _SETTLING = 1.0
 some 32 at once, keeps the others until those are applied, and forgets what it keeps when it is
 closed. Nothing tells when it is through."""
 
+_COUNTS, _BETWEEN_COUNTS = 10, 0.05  # how often messages are counted at most, seconds between
+
 _REFUSALS = 3
 """A broker that is starting refuses what it will allow: only so many in a row are believed."""
 
@@ -153,20 +155,32 @@ class RabbitMQConsumer(Consumer):
         return RabbitMQProducer.from_connection(self._settings)
 
     async def backlog(self) -> int | None:
-        """How many messages are ready in the queues, with those that are here unsettled."""
+        """How many messages are ready in the queues, with those that are here unsettled.
+
+        The broker does not count what is on its way here: so it is asked until two answers agree.
+        """
+        before, count = -1, await self._count()
+        for _ in range(_COUNTS):
+            if count is None or count == before:
+                break
+            await asyncio.sleep(_BETWEEN_COUNTS)
+            before, count = count, await self._count()
+        return count
+
+    async def _count(self) -> int | None:
         connection, held = self._link.connection, self._held
         if connection is None or held is None:
             return None
-        count = len(held)
+        ready = 0
         try:
             channel = await open_channel(connection)
             async with asyncio.timeout(CHANNEL_TIMEOUT):
                 for name in self._names:
-                    count += (await declare_queue(channel, name, passive=True))[1]
+                    ready += (await declare_queue(channel, name, passive=True))[1]
                 await channel.close()
         except CLIENT_ERRORS:
             return None
-        return count
+        return ready + len(held)
 
     # On each new channel
 
