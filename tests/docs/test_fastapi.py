@@ -15,10 +15,10 @@ _BLOCK = re.compile(r"^```python\n(# shop\.py\n.*?)^```", re.MULTILINE | re.DOTA
 
 
 @pytest.fixture
-def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The page's module, imported on the memory backend."""
+def shop(monkeypatch: pytest.MonkeyPatch, unique_name: str) -> Any:
+    """The page's module, imported on the memory backend, with a broker no other test has."""
     (code,) = _BLOCK.findall((ROOT / "docs/production.md").read_text())
-    monkeypatch.setenv("EVENTS_URL", "memory://docs-shop")
+    monkeypatch.setenv("EVENTS_URL", f"memory://{unique_name}")
     module = ModuleType("shop")
     monkeypatch.setitem(sys.modules, "shop", module)
     exec(compile(code, "shop.py", "exec"), module.__dict__)

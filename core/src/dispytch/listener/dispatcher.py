@@ -133,7 +133,8 @@ class Dispatcher:
     # Running
 
     async def _work(self) -> None:  # noqa: PLR0912 - one loop that shows what can happen
-        ready, context = self._ready, self._context
+        ready, context, task = self._ready, self._context, asyncio.current_task()
+        assert task is not None  # noqa: S101 - for type checkers
         while not self._stopping:
             if not ready:
                 await self._sleep()
@@ -156,8 +157,8 @@ class Dispatcher:
                     await self._finish(run.claim)
                 else:
                     result = await run.handler.invoke(run.event, run.segments)
-                    if self._stopping and _is_cancelled():
-                        break  # it was to end, whatever it made of that: it comes again
+                    if task.cancelling():  # whatever the handler made of that
+                        raise asyncio.CancelledError  # noqa: TRY301
                     if result is not None:
                         await self._decide(run, result)
                     else:
@@ -165,13 +166,13 @@ class Dispatcher:
                         self._leave_lane(run)
                         await self._finish(run.claim)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
+                if task.cancelling():
+                    self._cancelled(run)
+                    return
                 await self._failed(run, error)
             except asyncio.CancelledError:
-                if self._stopping:
-                    raise
-                self._again(run, _CANCELLED_DELAY)
-                await self._finish(run.claim)
-                if _is_cancelled():  # not by us: the handler cancelled its own task
+                self._cancelled(run)
+                if task.cancelling():
                     raise
             finally:
                 self.running -= 1
@@ -222,6 +223,13 @@ class Dispatcher:
 
     # Failing
 
+    def _cancelled(self, run: Run) -> None:
+        """Nothing is settled; where it was not we who cancelled it, it comes again here."""
+        if not self._stopping:
+            self.counts.failed += 1
+            logger.warning("%s: cancelled from within; its event is kept", _name(run))
+            self._park(run, _CANCELLED_DELAY, self._attempt_again)
+
     async def _failed(self, run: Run, error: Exception) -> None:
         self.counts.failed += 1
         run.failures += 1
@@ -259,7 +267,8 @@ class Dispatcher:
             run.burials += 1
             self._park(run, wait, self._enqueue)
             return
-        self.problem = None
+        if not any(parked.burials for parked in self._parked):
+            self.problem = None
         self.counts.dead_lettered += 1
         self._leave_lane(run)
         await self._finish(run.claim)
@@ -355,8 +364,3 @@ class Dispatcher:
 
 def _name(run: Run) -> str:
     return "" if run.handler is None else run.handler.name
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

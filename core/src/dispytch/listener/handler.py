@@ -64,7 +64,7 @@ class Handler:
         name: `module:function`.
         pattern: the topics it handles.
         kind: the type it handles.
-        ordered: whether events of one key pass one by one.
+        ordered: whether the members of a group must keep the order of keys among them.
         retry: when to try again.
         reader: reads the events it takes.
         lanes: where those wait that stand behind another one of their key.
@@ -79,6 +79,7 @@ class Handler:
         self.name = name_of(declared.fn)
         self.kind = declared.kind
         self.ordered = declared.ordered
+        self._in_lanes = declared.in_lanes
         self.retry = placed.retry or Retry()
         self.pattern = pattern_of(placed, around.delimiter)
         plan = declared.plan(self.pattern.names, around.overrides)
@@ -105,7 +106,7 @@ class Handler:
 
     def lane(self, delivery: Delivery) -> tuple[str, str] | None:
         """What waits for each other: events of one key on one topic."""
-        if delivery.key is None or not self.ordered:
+        if delivery.key is None or not self._in_lanes:
             return None
         return delivery.topic, delivery.key
 

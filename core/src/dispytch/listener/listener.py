@@ -16,7 +16,7 @@ from dispytch.listener.handler import Handler, Surroundings, pattern_of
 from dispytch.listener.health import Health
 from dispytch.listener.options import ListenerOptions, Options
 from dispytch.listener.received import ListenerMiddleware
-from dispytch.listener.router import Declared, Placed, Router
+from dispytch.listener.router import Declared, Placed, Router, already
 from dispytch.listener.session import Session
 from dispytch.listener.signature import located, name_of
 from dispytch.listener.work import Counts, Timers
@@ -100,6 +100,7 @@ class EventListener(Router):
 
     def add_middleware(self, middleware: ListenerMiddleware) -> None:
         """Put a middleware around all others; for tracing and the like. Before `start`."""
+        self._refuse_late("add_middleware")
         self.middleware = (middleware, *self.middleware)
 
     def override(
@@ -109,6 +110,7 @@ class EventListener(Router):
 
         It holds from now on; as a context manager, until its end.
         """
+        self._refuse_late("override")
         return Override(self.overrides, dependency, replacement)
 
     def include_router(self, router: Router) -> None:
@@ -118,6 +120,7 @@ class EventListener(Router):
             ConfigError: it is no router.
             HandlerDefinitionError: one of its handlers can't work under this listener's topics.
         """
+        self._refuse_late("include_router")
         super().include_router(router)
         try:
             for placed in router.placed():
@@ -127,7 +130,15 @@ class EventListener(Router):
             self.routers.pop()
             raise
 
+    def _refuse_late(self, what: str) -> None:
+        if self._session is not None:
+            raise ConfigError(f"{what} has no effect on a listener that is started; call it before")
+
     def _declare(self, declared: Declared) -> None:
+        if self._session is not None:
+            raise HandlerDefinitionError(
+                f"handler {located(declared.fn)}: the listener is started; declare it before"
+            )
         super()._declare(declared)
         try:
             self._check(Placed(declared, (), (), None))
@@ -141,17 +152,14 @@ class EventListener(Router):
 
     def _check_twice(self) -> None:
         """Refuse a function that stands on one route twice: each event would run it twice."""
-        seen: set[tuple[str, str, str]] = set()
+        seen: dict[tuple[str, str, str], Declared] = {}
         for placed in self.placed():
             declared = placed.declared
             topic = declared.topic_under(placed.prefixes, self.consumer.topic_delimiter)
             route = (name_of(declared.fn), topic, declared.kind)
             if route in seen:
-                raise HandlerDefinitionError(
-                    f"handler {located(declared.fn)} is already registered for "
-                    f"{declared.kind!r} on {topic!r}"
-                )
-            seen.add(route)
+                raise already(declared, seen[route], topic)
+            seen[route] = declared
 
     def rebound(self, consumer: Consumer, **options: Unpack[ListenerOptions]) -> "EventListener":
         """A listener with the same handlers and overrides on another consumer; for tests.

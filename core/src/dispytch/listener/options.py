@@ -55,7 +55,10 @@ class Options:
         if group is not None and not (isinstance(group, str) and group):
             raise ConfigError(f"group must be a non-empty str or None, not {group!r}")
         if self.dead_letter is not None and not isinstance(self.dead_letter, Producer):
-            raise ConfigError(f"dead_letter must be a Producer, not {self.dead_letter!r}")
+            raise ConfigError(
+                "dead_letter must be a Producer, for example KafkaProducer(...), not a "
+                f"{type(self.dead_letter).__name__}"
+            )
         if self.unmatched not in {"ack", "dead_letter"}:
             raise ConfigError(f"unmatched must be 'ack' or 'dead_letter', not {self.unmatched!r}")
         for name in ("max_in_flight", "max_parked", "max_threads"):

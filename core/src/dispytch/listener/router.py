@@ -17,7 +17,7 @@ from dispytch.listener.received import ListenerMiddleware, middleware_problem
 from dispytch.listener.signature import located, name_of
 from dispytch.template import PlaceholderError, literals_and_fields
 
-__all__ = ["Declared", "Placed", "Router"]
+__all__ = ["Declared", "Placed", "Router", "already"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +33,8 @@ class Declared:
         kind: the event's type.
         body: the event class, or None where the handler says itself what it takes.
         retry: its own, or None.
-        ordered: whether events of one key wait for each other.
+        ordered: whether the members of a group must keep the order of keys among them.
+        in_lanes: whether events of one key wait for each other here.
         middleware: its own.
         local_names: names of the place where it was declared.
     """
@@ -45,6 +46,7 @@ class Declared:
     body: type[BaseModel] | None
     retry: Retry | None
     ordered: bool
+    in_lanes: bool
     middleware: tuple[ListenerMiddleware, ...]
     local_names: Mapping[str, Any]
 
@@ -208,6 +210,7 @@ class Router:
                     event_class,
                     retry,
                     keyed if ordered is None else ordered,
+                    ordered is not False,  # an event's config may give it a key, too
                     tuple(middleware),
                     dict(caller.f_locals) | {"__name__": caller.f_globals.get("__name__")},
                 )
@@ -220,16 +223,26 @@ class Router:
         for other in self.declared:
             same = (other.topic, other.kind) == (declared.topic, declared.kind)
             if same and name_of(other.fn) == name_of(declared.fn):
-                raise HandlerDefinitionError(
-                    f"handler {located(declared.fn)} is already registered for "
-                    f"{declared.kind!r} on {declared.topic!r}"
-                )
+                raise already(declared, other, declared.topic)
         declared.plan(self._segments(declared), {})
         self.declared.append(declared)
 
     def _segments(self, declared: Declared) -> Sequence[str] | None:
         """The names in the topic; None: a router around this one may add some."""
         return literals_and_fields(declared.topic or "")[1] if declared.is_absolute else None
+
+
+def already(declared: Declared, other: Declared, topic: str | None) -> HandlerDefinitionError:
+    """What is wrong with two handlers of one name on one route."""
+    known = (
+        "is already registered"
+        if declared.fn is other.fn
+        else "has the name of another one that is registered; dead letters are addressed by names,"
+        " so give it its own,"
+    )
+    return HandlerDefinitionError(
+        f"handler {located(declared.fn)} {known} for {declared.kind!r} on {topic!r}"
+    )
 
 
 def _target(

@@ -45,7 +45,6 @@ class Session:
         self._handlers = handlers(self._executor)
         if not self._handlers:
             raise ConfigError("the listener has no handlers: declare one with @listener.handler")
-        self._names = {handler.name for handler in self._handlers}
         self._consumer, self._options = consumer, options
         self._routes = Routes(self._handlers, options.deserializer)
         self._producer = options.dead_letter or consumer.dead_letter_producer()
@@ -207,6 +206,9 @@ class Session:
 
     def _admit(self, delivery: Delivery) -> None:
         """Read a delivery, and add a run for each of its handlers."""
+        if delivery.headers and self._is_for_others(delivery):
+            self.dispatcher.add_done(Claim(delivery, 1))
+            return
         station = self._routes.to(delivery.topic, delivery.via)
         if station is None:
             self._add_unmatched(delivery, "no handler for this topic")
@@ -252,7 +254,9 @@ class Session:
                 defect = unreadable(error, handler.name)
             self.dispatcher.add(Run(claim, handler, event, segments, defect))
         for name in missing:
-            defect = Defect(f"addressed to the handler {name}, which is not here", handler=name)
+            defect = Defect(
+                f"addressed to the handler {name}, which does not handle it", handler=name
+            )
             self.dispatcher.add(Run(claim, None, None, {}, defect))
         if not targets and not missing:
             self.dispatcher.add_done(claim)
@@ -269,28 +273,35 @@ class Session:
     def _add_unmatched(self, delivery: Delivery, reason: str) -> None:
         self.dispatcher.counts.unmatched += 1
         claim = Claim(delivery, 1)
-        if self._options.unmatched == "ack":
+        addressed = delivery.via is None and FOR_HANDLERS in dict(delivery.headers)
+        if self._options.unmatched == "ack" and not addressed:
             logger.debug("%s: %s, acknowledged", delivery.topic, reason)
             self.dispatcher.add_done(claim)
         else:
             self.dispatcher.add(Run(claim, None, None, {}, Defect(reason)))
 
+    def _is_for_others(self, delivery: Delivery) -> bool:
+        """Whether the headers name another group: an event that comes back is for one alone."""
+        group = dict(delivery.headers).get(FOR_GROUP)
+        return group is not None and group.decode(errors="replace") != (self._options.group or "")
+
     def _addressed(
         self, delivery: Delivery, targets: tuple[Target, ...]
     ) -> tuple[tuple[Target, ...], Sequence[str]]:
-        """Those that the headers let run, and names that nobody has any more.
-
-        An event that comes back is for some handlers of one group only.
-        """
-        headers = dict(delivery.headers)
-        group, names = headers.get(FOR_GROUP), headers.get(FOR_HANDLERS)
-        if group is not None and group.decode(errors="replace") != (self._options.group or ""):
-            return (), ()
+        """Those that the headers let run, and names of handlers that no longer handle this."""
+        names = dict(delivery.headers).get(FOR_HANDLERS)
         if not names:
             return targets, ()
         wanted = names.decode(errors="replace").split(",")
         found = tuple(target for target in targets if target.handler.name in wanted)
-        return found, [name for name in wanted if name not in self._names]
+        # Of what is subscribed to twice, another copy may be for the others.
+        known = {
+            handler.name
+            for handler in self._handlers
+            if handler.kind == targets[0].handler.kind
+            and handler.pattern.match(delivery.topic) is not None
+        }
+        return found, [name for name in wanted if name not in known]
 
     # Health
 

@@ -47,6 +47,7 @@ class TestListener:
         self._delimiter = listener.consumer.topic_delimiter
         consumer.topic_delimiter = producer.topic_delimiter = self._delimiter
         self.emitter = EventEmitter(producer)
+        consumer.delays = listener.consumer.delays
         self._listener = listener.rebound(consumer, dead_letter=producer)
         self._listener.timers = self._timers
         self._news = asyncio.Event()
