@@ -435,3 +435,31 @@ async def test_nobody_listening_is_a_connect_error() -> None:
     with pytest.raises(ConnectError):
         await consumer.subscribe([Subscription("t", "g")])
     await consumer.stop()
+
+
+async def test_a_consumer_that_was_stopped_can_be_started_again(
+    kafka_broker: KafkaAccess, topic: str
+) -> None:
+    """It goes on where it was."""
+    await produce(kafka_broker, topic, numbers(2))
+    consumer = consumer_for(kafka_broker)
+    for number in range(2):
+        await consumer.start()
+        await consumer.subscribe([Subscription(topic, topic)])
+        (delivery,) = await take(consumer, 1)
+        assert delivery.payload == str(number).encode()
+        await delivery.ack()
+        await consumer.stop()
+
+
+async def test_a_group_that_begins_at_the_end_skips_nothing_from_then_on(
+    kafka_broker: KafkaAccess, topic: str
+) -> None:
+    """Also where its first member went without having handled anything."""
+    latest = f"{QUICK}&auto_offset_reset=latest"
+    await produce(kafka_broker, topic, [b"before"])
+    async with subscribed(kafka_broker, topic, group=topic, options=latest):
+        assert await committed(kafka_broker, topic, topic) == 1
+    await produce(kafka_broker, topic, [b"between"])
+    async with subscribed(kafka_broker, topic, group=topic, options=latest) as consumer:
+        assert payloads(await take(consumer, 1)) == [b"between"]

@@ -16,6 +16,7 @@ from dispytch import (
     Delivery,
     EventBase,
     EventEmitter,
+    EventListener,
     SettleError,
 )
 from dispytch_rabbitmq import RabbitMQEventConfig
@@ -335,3 +336,31 @@ async def test_stop_leaves_no_tasks(
         with pytest.raises(ConnectError, match="not"):
             await use
     assert await consumer.backlog() is None
+
+
+def test_listener_that_was_stopped_starts_again_also_in_another_loop(
+    url: str, unique_name: str
+) -> None:
+    """It handles what comes then."""
+
+    class Plain(EventBase):
+        __topic__ = unique_name
+        __event_type__ = "plain"
+
+    handled = []
+    listener = EventListener.from_url(url, group="again")
+
+    @listener.handler(Plain)
+    async def note(event: Plain) -> None:
+        handled.append(event.id)
+        await listener.stop()
+
+    async def once() -> None:
+        async with asyncio.timeout(30), EventEmitter.from_url(url) as emitter:
+            await listener.start()
+            await emitter.emit(Plain())
+            await listener.run()
+
+    for count in (1, 2):
+        asyncio.run(once())
+        assert len(handled) == count

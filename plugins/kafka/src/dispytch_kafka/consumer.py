@@ -97,6 +97,7 @@ class KafkaConsumer(Consumer):
         """
         if self._client is not None:
             return
+        self._inbox = Inbox()
         if self._connection is not None:
             self._client = await self._open_client(None)
             return
@@ -195,7 +196,8 @@ class KafkaConsumer(Consumer):
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
         self._inbox.fail(ConnectError("the Kafka consumer is stopped", backend=self.backend))
-        await self._close_client(self._reader)
+        reader, self._reader, self._keeping = self._reader, None, None
+        await self._close_client(reader)
 
     def _only_group(self, subscriptions: Sequence[Subscription]) -> str | None:
         groups = {subscription.group for subscription in subscriptions}

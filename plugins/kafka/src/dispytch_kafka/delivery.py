@@ -38,7 +38,7 @@ class Partition:
 
     Args:
         tp: the client's name of it.
-        settled: called after each delivery that is done.
+        settled: called with the number of deliveries that are done, after each.
         inbox: where what is given back waits.
 
     Attributes:
@@ -48,7 +48,7 @@ class Partition:
 
     __slots__ = ("_inbox", "_settled", "committed", "offsets", "tp")
 
-    def __init__(self, tp: Any, settled: Callable[[], None], inbox: "Inbox") -> None:
+    def __init__(self, tp: Any, settled: Callable[[int], None], inbox: "Inbox") -> None:
         self.tp = tp
         self.offsets: Offsets[KafkaDelivery] = Offsets()
         self.committed: int | None = None
@@ -72,13 +72,13 @@ class Partition:
             note(record.offset, delivery)
             made.append(delivery)
         if self.committed is None:
-            self.committed = self.offsets.done_to
+            self._settled(0)  # where it begins is told, too: else another may begin at the end
         return made
 
     def settle(self, delivery: KafkaDelivery) -> None:
         """A delivery is done."""
         if self.offsets.settle(delivery.offset):
-            self._settled()
+            self._settled(1)
 
     def give_back(self, delivery: KafkaDelivery) -> None:
         """A delivery is to be received again."""

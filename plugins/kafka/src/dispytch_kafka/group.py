@@ -107,6 +107,22 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
             if begins_at_end:
                 raise ConnectError(told_later, backend=BACKEND) from error
             logger.warning("kafka: %s; its members may be finishing or dead; waiting", told_later)
+        if begins_at_end:
+            await self._commit_beginnings()
+
+    async def _commit_beginnings(self) -> None:
+        """Tell the broker where a group begins at the end.
+
+        Else what comes until the first commit would be skipped by who begins at a later end.
+        """
+        client = self._client
+        beginnings = {
+            tp: OffsetAndMetadata(await client.position(tp), "")
+            for tp in client.assignment()
+            if await client.committed(tp) is None
+        }
+        if beginnings:
+            await client._coordinator._do_commit_offsets(None, beginnings)
 
     async def _is_positioned(self) -> bool:
         """Wait for the position in each partition: where a group begins at the end, it is now."""
@@ -215,7 +231,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]
         self.partitions = {}  # what is done of them no longer counts
         self._generation = _NO_GENERATION
 
-    def _note_done(self, count: int = 1) -> None:
+    def _note_done(self, count: int) -> None:
         self._uncommitted += count
         self._any_done.set()
         if self._uncommitted == self._commit_at:

@@ -111,5 +111,5 @@ class Groupless:
         return Partition(tp, _nothing, self._inbox)
 
 
-def _nothing() -> None:
+def _nothing(_: int) -> None:
     """Nobody is told what is done."""

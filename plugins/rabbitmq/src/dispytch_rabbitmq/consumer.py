@@ -75,6 +75,8 @@ class RabbitMQConsumer(Consumer):
             ConnectError: no host could be reached or let us in.
         """
         if not self._link.is_kept:
+            self._news, self._delays = asyncio.Event(), Delays(self._settings)
+            self._refusals, self._problem = 0, None
             await self._link.open()
 
     async def stop(self) -> None:

@@ -66,6 +66,7 @@ class Link:
         Raises:
             ConnectError: no host could be reached, each refused us, or the setting up failed.
         """
+        self._usable = asyncio.Event()  # of the loop it is opened in
         self._opened = await self._connector.open()
         try:
             await self._new_channel(self._opened.connection)
