@@ -1,10 +1,13 @@
 """Sending to a dead-letter topic: it is there when it is needed, with the original key."""
 
+import asyncio
+
 import pytest
+from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 
 from brokers.kafka import LIMITED, PASSWORD, Kafka
 from brokers.kafka_access import KafkaAccess
-from dispytch import EmitRejected, Outgoing
+from dispytch import EmitRejected, EventListener, Outgoing
 from dispytch.url import connect
 from dispytch_kafka import KafkaConnection, KafkaConsumer, KafkaProducer
 
@@ -64,3 +67,27 @@ def test_a_consumer_that_knows_its_brokers_brings_a_producer_for_dead_letters() 
     """A listener need not be given one."""
     consumer = KafkaConsumer(KafkaConnection(hosts=("a",)))
     assert isinstance(consumer.dead_letter_producer(), KafkaProducer)
+
+
+async def test_what_others_sent_compressed_fits_as_a_dead_letter(
+    kafka_broker: KafkaAccess, topic: str
+) -> None:
+    """A payload far larger than a client here may send, which the broker took compressed."""
+    client = AIOKafkaProducer(
+        bootstrap_servers=kafka_broker.bootstrap, compression_type="gzip", max_request_size=10**7
+    )
+    await client.start()
+    try:
+        await client.send_and_wait(topic, b"no event " * 300_000)
+    finally:
+        await client.stop()
+    listener = EventListener.from_url(f"kafka://{kafka_broker.bootstrap}", group=topic)
+
+    @listener.handler(topic=topic, event="any")
+    async def note() -> None: ...
+
+    async with listener, asyncio.timeout(30):
+        while listener.counts.dead_lettered < 1:  # noqa: ASYNC110 - counts tell nobody
+            await asyncio.sleep(0.05)
+    (record,) = kafka_broker.read_all(f"{topic}.dlq", 1)
+    assert record.value == b"no event " * 300_000

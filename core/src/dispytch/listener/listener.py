@@ -88,9 +88,10 @@ class EventListener(Router):
                 f"backend {backend.name!r} takes no URL; give EventListener a consumer"
             )
         connection = connect(url, backend.connection)
-        if options.get("dead_letter") is None:
+        consumer = backend.make_consumer(connection)
+        if options.get("dead_letter") is None and consumer.dead_letter_producer() is None:
             options["dead_letter"] = backend.make_producer(connection)
-        return cls(backend.make_consumer(connection), **options)
+        return cls(consumer, **options)
 
     def __repr__(self) -> str:
         state = "started" if self._session is not None else "not started"

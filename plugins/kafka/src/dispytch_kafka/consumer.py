@@ -32,6 +32,8 @@ __all__ = ["KafkaConsumer"]
 
 logger = logging.getLogger("dispytch")
 
+_LARGEST_DEAD_LETTER = 64 * 1024 * 1024
+
 _LAST_COMMIT = 3.0
 """Seconds that the commit at the end may take."""
 
@@ -187,8 +189,19 @@ class KafkaConsumer(Consumer):
             return None
 
     def dead_letter_producer(self) -> KafkaProducer | None:
-        """A producer to the same brokers; None with a client of yours."""
-        return None if self._connection is None else KafkaProducer(self._connection)
+        """A producer to the same brokers; None with a client of yours.
+
+        The brokers limit what others sent by its compressed size, a client by that before.
+        """
+        connection = self._connection
+        if connection is None:
+            return None
+        larger: dict[str, Any] = {
+            "max_request_bytes": max(connection.max_request_bytes, _LARGEST_DEAD_LETTER)
+        }
+        if connection.compression == "none":
+            larger["compression"] = "gzip"
+        return KafkaProducer(connection.model_copy(update=larger))
 
     async def stop(self) -> None:
         """Commit what is done, leave the group and close what is ours, within about 8 s."""
