@@ -79,10 +79,7 @@ def _tests_of(what: str, python: str) -> list[str]:
 
 # What needs brokers on the newest Python only: `lowest` and `wheels` run it on the oldest.
 COMBINATIONS = [
-    (python, what)
-    for python in PYTHONS
-    for what in TESTED
-    if what == "core" or python == NEWEST
+    (python, what) for python in PYTHONS for what in TESTED if what == "core" or python == NEWEST
 ]
 
 
