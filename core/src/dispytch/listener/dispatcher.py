@@ -318,7 +318,7 @@ class Dispatcher:
     async def _finish(self, claim: Claim) -> None:
         """One of its runs is finished; settle the delivery with the last one."""
         claim.left -= 1
-        if claim.left:
+        if claim.left > 0:
             return
         delivery = claim.delivery
         try:

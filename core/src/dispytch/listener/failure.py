@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from dispytch.consumer import Delivery, Headers
 from dispytch.errors import ConfigError, DecodeError
@@ -18,9 +19,11 @@ __all__ = [
     "DEAD_LETTER_HEADERS",
     "FOR_GROUP",
     "FOR_HANDLERS",
+    "Address",
     "DeadLetters",
     "Defect",
     "Retry",
+    "address_of",
     "addressed",
     "described",
     "unreadable",
@@ -151,14 +154,15 @@ class DeadLetters:
     def _headers(
         self, delivery: Delivery, defect: Defect, event_id: str, kind: str
     ) -> dict[str, str]:
-        error = defect.error
+        error, kind_of_error, message, trace = defect.error, "", "", ""
+        if error is not None:
+            kind_of_error = f"{type(error).__module__}.{type(error).__qualname__}"
+            message, trace = _text_of(error), _digest(error)
         told = {
             "reason": defect.reason,
-            "error": ""
-            if error is None
-            else f"{type(error).__module__}.{type(error).__qualname__}",
-            "message": "" if error is None else _text_of(error),
-            "traceback": "" if error is None else _digest(error),
+            "error": kind_of_error,
+            "message": message,
+            "traceback": trace,
             "attempts": str(defect.attempts),
             "topic": delivery.topic,
             "group": self._group or "",
@@ -178,6 +182,33 @@ def addressed(headers: Headers, group: str | None, handlers: Sequence[str]) -> H
         (FOR_GROUP, (group or "").encode()),
         (FOR_HANDLERS, ",".join(handlers).encode()),
     )
+
+
+class Address(NamedTuple):
+    """Whom an event that comes back is for.
+
+    Attributes:
+        group: the one group; None: each.
+        handlers: the names of the handlers; empty: all.
+    """
+
+    group: str | None = None
+    handlers: tuple[str, ...] = ()
+
+
+_EVERYBODY = Address()
+
+
+def address_of(headers: Headers) -> Address:
+    """What the headers say of that, the last of a name."""
+    address = _EVERYBODY
+    for name, value in headers:
+        if name == FOR_GROUP:
+            address = address._replace(group=value.decode(errors="replace"))
+        elif name == FOR_HANDLERS:
+            names = value.decode(errors="replace")
+            address = address._replace(handlers=tuple(names.split(",")) if names else ())
+    return address
 
 
 def described(error: BaseException) -> str:

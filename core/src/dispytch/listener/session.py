@@ -9,7 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dispytch.consumer import Consumer, Delivery, Subscription
 from dispytch.errors import ConfigError, ConnectError
 from dispytch.listener.dispatcher import Dispatcher
-from dispytch.listener.failure import FOR_GROUP, FOR_HANDLERS, DeadLetters, Defect, unreadable
+from dispytch.listener.failure import Address, DeadLetters, Defect, address_of, unreadable
 from dispytch.listener.handler import Handler
 from dispytch.listener.health import Health
 from dispytch.listener.options import Options
@@ -206,26 +206,27 @@ class Session:
 
     def _admit(self, delivery: Delivery) -> None:
         """Read a delivery, and add a run for each of its handlers."""
-        if delivery.headers and self._is_for_others(delivery):
+        address = address_of(delivery.headers)
+        if address.group is not None and address.group != (self._options.group or ""):
             self.dispatcher.add_done(Claim(delivery, 1))
             return
         station = self._routes.to(delivery.topic, delivery.via)
         if station is None:
-            self._add_unmatched(delivery, "no handler for this topic")
+            self._add_unmatched(delivery, address, "no handler for this topic")
             return
         try:
             read = station.reader.read(delivery.payload)
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
-            self._add_unreadable(delivery, station, error)
+            self._add_unreadable(delivery, station, address, error)
             return
         if isinstance(read, str):
-            self._add_unmatched(delivery, f"no handler for the type {read!r}")
+            self._add_unmatched(delivery, address, f"no handler for the type {read!r}")
             return
         targets = station.by_type[read.type]
         reader = targets[0].handler.reader  # the body is of its class
         missing: Sequence[str] = ()
-        if delivery.headers:
-            targets, missing = self._addressed(delivery, targets)
+        if address.handlers:
+            targets, missing = self._addressed(delivery, address, targets)
         fits = bool(targets) and targets[0].handler.reader is reader
         if fits and len(targets) == 1 and not missing:
             handler, segments = targets[0]
@@ -261,38 +262,34 @@ class Session:
         if not targets and not missing:
             self.dispatcher.add_done(claim)
 
-    def _add_unreadable(self, delivery: Delivery, station: Station, error: Exception) -> None:
+    def _add_unreadable(
+        self, delivery: Delivery, station: Station, address: Address, error: Exception
+    ) -> None:
         """Bytes that are no event, or an event that not all its handlers can read."""
         kind = station.reader.kind_of(delivery.payload)
         targets = station.by_type.get(kind or "", ())
         if targets:
-            self._add_each(delivery, *self._addressed(delivery, targets), None)
+            self._add_each(delivery, *self._addressed(delivery, address, targets), None)
         else:
             self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, unreadable(error)))
 
-    def _add_unmatched(self, delivery: Delivery, reason: str) -> None:
+    def _add_unmatched(self, delivery: Delivery, address: Address, reason: str) -> None:
         self.dispatcher.counts.unmatched += 1
         claim = Claim(delivery, 1)
-        addressed = delivery.via is None and FOR_HANDLERS in dict(delivery.headers)
-        if self._options.unmatched == "ack" and not addressed:
+        is_ours = bool(address.handlers) and delivery.via is None  # and must not vanish
+        if self._options.unmatched == "ack" and not is_ours:
             logger.debug("%s: %s, acknowledged", delivery.topic, reason)
             self.dispatcher.add_done(claim)
         else:
             self.dispatcher.add(Run(claim, None, None, {}, Defect(reason)))
 
-    def _is_for_others(self, delivery: Delivery) -> bool:
-        """Whether the headers name another group: an event that comes back is for one alone."""
-        group = dict(delivery.headers).get(FOR_GROUP)
-        return group is not None and group.decode(errors="replace") != (self._options.group or "")
-
     def _addressed(
-        self, delivery: Delivery, targets: tuple[Target, ...]
+        self, delivery: Delivery, address: Address, targets: tuple[Target, ...]
     ) -> tuple[tuple[Target, ...], Sequence[str]]:
-        """Those that the headers let run, and names of handlers that no longer handle this."""
-        names = dict(delivery.headers).get(FOR_HANDLERS)
-        if not names:
+        """Those that are to run, and names of handlers that no longer handle this."""
+        wanted = address.handlers
+        if not wanted:
             return targets, ()
-        wanted = names.decode(errors="replace").split(",")
         found = tuple(target for target in targets if target.handler.name in wanted)
         # Of what is subscribed to twice, another copy may be for the others.
         known = {
