@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from brokers.java import java, run_java
 from brokers.kafka_access import KafkaAccess
 from brokers.process import LOCALHOST, BrokerProcess, free_port
-from brokers.proxy import Proxy
+from dispytch.testing.conformance import Proxy
 
 if TYPE_CHECKING:
     from brokers.tls import Certificates

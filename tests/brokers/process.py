@@ -8,10 +8,8 @@ import atexit
 import functools
 import itertools
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +21,9 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from brokers import reaper
+from dispytch.testing.conformance.proxy import LOCALHOST, free_port
 
-LOCALHOST = "127.0.0.1"
+__all__ = ["LOCALHOST", "BrokerError", "BrokerMissing", "BrokerProcess", "free_port", "wait_until"]
 
 
 class BrokerError(RuntimeError):
@@ -214,22 +213,6 @@ class _Nursery:
 @functools.cache
 def _nursery() -> _Nursery:
     return _Nursery()
-
-
-def free_port() -> int:
-    """A port nobody listens on, outside the range the system picks from for connecting sockets.
-
-    A port inside that range could be taken by any client while its broker is down, even by the very
-    client that tries to reconnect: TCP then connects the socket to itself.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind((LOCALHOST, port))
-            except OSError:
-                continue
-            return port
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, what: str) -> None:

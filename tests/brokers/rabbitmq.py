@@ -18,8 +18,8 @@ from brokers.process import (
     free_port,
     wait_until,
 )
-from brokers.proxy import Proxy
 from brokers.rabbitmq_access import RabbitMQAccess
+from dispytch.testing.conformance import Proxy
 
 if TYPE_CHECKING:
     from brokers.tls import Certificates

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from brokers.proxy import Proxy
+from dispytch.testing.conformance import Proxy
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

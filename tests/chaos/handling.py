@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from brokers.proxy import Proxy
 from chaos.scenario import Load, Report, no_tasks_left
 from dispytch import (
     Event,
@@ -28,6 +27,7 @@ from dispytch import (
     Subscription,
     plugins,
 )
+from dispytch.testing.conformance import Proxy
 from dispytch.url import connect
 
 

@@ -6,15 +6,18 @@ their own loop is busy.
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
-from brokers.process import LOCALHOST, free_port
+__all__ = ["LOCALHOST", "Proxy", "free_port"]
 
 T = TypeVar("T")
+
+LOCALHOST = "127.0.0.1"
 
 _CHUNK = 64 * 1024
 
@@ -82,7 +85,7 @@ class Proxy:
     async def _listen(self) -> None:
         # Not asyncio's server: closed just after it accepted a connection, it leaks the socket.
         self._listener = socket.create_server((LOCALHOST, self.port))
-        self._listener.setblocking(False)
+        self._listener.settimeout(0)
         self._loop.add_reader(self._listener, self._accept, self._listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -236,3 +239,19 @@ def _send_reset(writer: asyncio.StreamWriter) -> None:
         no_linger = struct.pack("ii", 1, 0)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
     writer.transport.abort()
+
+
+def free_port() -> int:
+    """A port nobody listens on, outside the range the system picks from for connecting sockets.
+
+    A port inside that range could be taken by any client while its broker is down, even by the very
+    client that tries to reconnect: TCP then connects the socket to itself.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe:
+            try:
+                probe.bind((LOCALHOST, port))
+            except OSError:
+                continue
+            return port

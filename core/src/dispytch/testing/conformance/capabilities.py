@@ -1,0 +1,7 @@
+"""CapabilityTests: to come."""
+
+__all__ = ["CapabilityTests"]
+
+
+class CapabilityTests:
+    """To come."""

@@ -1,0 +1,7 @@
+"""FailingTests: to come."""
+
+__all__ = ["FailingTests"]
+
+
+class FailingTests:
+    """To come."""

@@ -1,0 +1,278 @@
+"""Kit: opens producers and consumers of the backend under test, and closes them again."""
+
+import asyncio
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dispytch import plugins
+from dispytch.backend import Backend, Capabilities
+from dispytch.consumer import Consumer, Delivery, Subscription
+from dispytch.emitter import EventEmitter
+from dispytch.event import EventBase
+from dispytch.listener import EventListener
+from dispytch.producer import Details, Outgoing, Producer
+from dispytch.url import connect
+
+if TYPE_CHECKING:
+    from dispytch.testing.conformance.suite import BackendConformance
+
+__all__ = ["Kit", "Numbered", "event_id", "is_short"]
+
+LANES = 16
+"""How many keys the events of a load have."""
+
+
+def is_short() -> bool:
+    """Whether the loads are a tenth: with `DISPYTCH_CONFORMANCE_LOAD=short`."""
+    return os.environ.get("DISPYTCH_CONFORMANCE_LOAD") == "short"
+
+
+class Numbered(EventBase):
+    """An event of a load: its key, and its place among all."""
+
+    __event_type__ = "numbered"
+    __key__ = "{lane}"
+
+    lane: int = 0
+    number: int = 0
+    ratio: float = 0.0
+    filling: str = ""
+
+
+def numbered(topic: str) -> type[Numbered]:
+    """The same, on a topic."""
+
+    class There(Numbered):
+        __topic__ = topic
+
+    return There
+
+
+def event_id(delivery: Delivery) -> str:
+    """The id of the event that was delivered."""
+    return str(json.loads(delivery.payload)["id"])
+
+
+class Kit:
+    """What the tests work with.
+
+    Args:
+        suite: the test class's instance: its attributes and hooks.
+        url: leads to a broker.
+        folder: an empty directory.
+    """
+
+    def __init__(self, suite: "BackendConformance", url: str, folder: Path) -> None:
+        self.suite, self.url, self.folder = suite, url, folder
+        self.backend: Backend = plugins.get_backend(suite.backend)
+        self.capabilities: Capabilities = self.backend.capabilities
+        self._name = uuid.uuid4().hex[:12]
+        self._count = 0
+        self._closing: list[Callable[[], Awaitable[object]]] = []
+
+    def name(self, what: str) -> str:
+        """A name that nobody else has."""
+        self._count += 1
+        return f"{what}-{self._name}-{self._count}"
+
+    async def topic(self, *more: str) -> str:
+        """A topic that nobody has used; `more` segments may follow its unique first one."""
+        topic = self.backend.topic_delimiter.join((self.name("t"), *more))
+        await self.make_topic(topic)
+        return topic
+
+    async def make_topic(self, topic: str) -> None:
+        """Make a topic of this name, where the broker wants that."""
+        await self.suite.make_topic(self.url, topic)
+
+    def many(self, count: int) -> int:
+        """So many, or a tenth where loads are short."""
+        return max(count // 10, 1) if is_short() else count
+
+    # Opening
+
+    def connection(self, url: str | None = None) -> Any:
+        """The validated connection of a URL."""
+        schema = self.backend.connection
+        assert schema is not None, f"backend {self.backend.name!r} has no `connection`: no URLs"
+        return connect(url or self.url, schema)
+
+    async def producer(self, url: str | None = None) -> Producer:
+        """A producer, started."""
+        producer = self.backend.make_producer(self.connection(url))
+        await producer.start()
+        self._closing.append(producer.stop)
+        return producer
+
+    def new_consumer(self, url: str | None = None, held: int = 1000) -> Consumer:
+        """A consumer, not started."""
+        consumer = self.backend.make_consumer(self.connection(url))
+        consumer.max_held = held
+        self._closing.append(consumer.stop)
+        return consumer
+
+    async def consumer(
+        self,
+        *topics: str,
+        group: str | None = None,
+        ordered: bool = True,
+        url: str | None = None,
+        held: int = 1000,
+    ) -> Consumer:
+        """A consumer, started and subscribed to these topics or patterns."""
+        consumer = self.new_consumer(url, held)
+        await consumer.start()
+        delimiter = self.backend.topic_delimiter
+        await consumer.subscribe(
+            [Subscription(topic, group, ordered, delimiter) for topic in topics]
+        )
+        return consumer
+
+    async def emitter(self, url: str | None = None, timeout: float = 30.0) -> EventEmitter:
+        """An emitter, started."""
+        emitter = EventEmitter.from_url(url or self.url, timeout=timeout)
+        self._closing.append(emitter.stop)
+        await emitter.start()
+        return emitter
+
+    def listener(self, group: str, url: str | None = None, **options: Any) -> EventListener:
+        """A listener, not started."""
+        listener = EventListener.from_url(url or self.url, group=group, **options)
+        self._closing.append(listener.stop)
+        return listener
+
+    def event(self, topic: str) -> type[Numbered]:
+        """An event class on this topic."""
+        return numbered(topic)
+
+    # Sending and receiving
+
+    async def send(
+        self,
+        producer: Producer,
+        topic: str,
+        payload: bytes,
+        *,
+        key: str | None = None,
+        headers: dict[str, str | bytes] | None = None,
+        config: Any = None,
+    ) -> Details:
+        """Send these bytes, as an emitter would."""
+        return await producer.send_message(self.outgoing(topic, payload, key, headers, config))
+
+    def outgoing(
+        self,
+        topic: str,
+        payload: bytes,
+        key: str | None = None,
+        headers: dict[str, str | bytes] | None = None,
+        config: Any = None,
+    ) -> Outgoing:
+        """A message with these bytes, ready to be sent."""
+        deadline = asyncio.get_running_loop().time() + 30
+        return Outgoing(
+            uuid.uuid4().hex, "any", topic, payload, key, config, headers or {}, deadline
+        )
+
+    async def receive(
+        self,
+        consumer: Consumer,
+        count: int,
+        *,
+        within: float = 30.0,
+        limit: int = 100,
+        ack: bool = True,
+    ) -> list[Delivery]:
+        """Receive at least so many, and acknowledge them.
+
+        Raises:
+            AssertionError: fewer came.
+        """
+        came: list[Delivery] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while len(came) < count:
+                    fresh = await consumer.receive(min(limit, count - len(came)))
+                    came += fresh
+                    if ack:
+                        for delivery in fresh:
+                            await delivery.ack()
+        assert len(came) >= count, f"{len(came)} of {count} came within {within:g} s"
+        return came
+
+    async def rest(self, consumer: Consumer, *, quiet: float | None = None) -> list[Delivery]:
+        """What comes until nothing more does, acknowledged."""
+        came: list[Delivery] = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(self.suite.quiet if quiet is None else quiet):
+                    fresh = await consumer.receive(100)
+                came += fresh
+                for delivery in fresh:
+                    await delivery.ack()
+        return came
+
+    async def share(
+        self, consumers: Sequence[Consumer], count: int, *, within: float = 60.0
+    ) -> list[tuple[int, Delivery]]:
+        """Let consumers receive side by side until so many came, and then no more.
+
+        Returns:
+            What came, with the number of the consumer, in the order in which it came.
+        """
+        came: list[tuple[int, Delivery]] = []
+        loop = asyncio.get_running_loop()
+        latest = loop.time()
+
+        async def work(number: int, consumer: Consumer) -> None:
+            nonlocal latest
+            while True:
+                for delivery in await consumer.receive(20):
+                    came.append((number, delivery))
+                    latest = loop.time()
+                    await asyncio.sleep(0)
+                    await delivery.ack()
+
+        tasks = [asyncio.create_task(work(*each)) for each in enumerate(consumers)]
+        deadline = loop.time() + within
+        try:
+            while loop.time() < deadline and (
+                len(came) < count or loop.time() < latest + self.suite.quiet
+            ):
+                done, _ = await asyncio.wait(tasks, timeout=0.05)
+                for task in done:
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        return came
+
+    # Closing
+
+    async def stop(self, stopping: Awaitable[object]) -> float:
+        """Wait for a `stop`; how many seconds it took.
+
+        Raises:
+            AssertionError: longer than `stop_within`.
+        """
+        loop = asyncio.get_running_loop()
+        began, within = loop.time(), self.suite.stop_within
+        task = asyncio.ensure_future(stopping)
+        done, _ = await asyncio.wait({task}, timeout=within)
+        if not done:
+            task.cancel()
+            raise AssertionError(f"stop() did not return within {within:g} s")
+        task.result()
+        return loop.time() - began
+
+    async def aclose(self) -> None:
+        """Stop everything that was opened; what goes wrong then is other tests' matter."""
+        for stop in reversed(self._closing):
+            with contextlib.suppress(Exception):
+                await self.stop(stop())

@@ -1,0 +1,7 @@
+"""PluginTests: to come."""
+
+__all__ = ["PluginTests"]
+
+
+class PluginTests:
+    """To come."""

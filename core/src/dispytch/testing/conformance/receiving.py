@@ -1,0 +1,7 @@
+"""ReceivingTests: to come."""
+
+__all__ = ["ReceivingTests"]
+
+
+class ReceivingTests:
+    """To come."""

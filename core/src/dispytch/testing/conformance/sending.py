@@ -1,0 +1,7 @@
+"""SendingTests: to come."""
+
+__all__ = ["SendingTests"]
+
+
+class SendingTests:
+    """To come."""
