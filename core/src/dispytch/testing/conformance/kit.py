@@ -21,7 +21,7 @@ from dispytch.url import connect
 if TYPE_CHECKING:
     from dispytch.testing.conformance.suite import BackendConformance
 
-__all__ = ["Kit", "Numbered", "event_id", "is_short"]
+__all__ = ["Kit", "Numbered", "is_short"]
 
 LANES = 16
 """How many keys the events of a load have."""
@@ -51,11 +51,6 @@ def numbered(topic: str) -> type[Numbered]:
         __topic__ = topic
 
     return There
-
-
-def event_id(delivery: Delivery) -> str:
-    """The id of the event that was delivered."""
-    return str(json.loads(delivery.payload)["id"])
 
 
 class Kit:
@@ -127,11 +122,26 @@ class Kit:
         """A consumer, started and subscribed to these topics or patterns."""
         consumer = self.new_consumer(url, held)
         await consumer.start()
+        await self.subscribe(consumer, *topics, group=group, ordered=ordered)
+        return consumer
+
+    async def subscribe(
+        self, consumer: Consumer, *topics: str, group: str | None = None, ordered: bool = True
+    ) -> None:
+        """Subscribe a consumer to topics or patterns."""
         delimiter = self.backend.topic_delimiter
         await consumer.subscribe(
             [Subscription(topic, group, ordered, delimiter) for topic in topics]
         )
-        return consumer
+
+    async def subscriber(self, *topics: str, url: str | None = None) -> Consumer:
+        """A consumer of a group of its own, where there are groups."""
+        group = self.name("g") if self.capabilities.groups else None
+        return await self.consumer(*topics, group=group, url=url)
+
+    async def subscriber_of(self, url: str) -> Consumer:
+        """A subscriber of a new topic, by another URL."""
+        return await self.subscriber(self.name("t"), url=url)
 
     async def emitter(self, url: str | None = None, timeout: float = 30.0) -> EventEmitter:
         """An emitter, started."""
@@ -151,6 +161,17 @@ class Kit:
         return numbered(topic)
 
     # Sending and receiving
+
+    @staticmethod
+    def id_of(delivery: Delivery) -> str:
+        """The id of the event that was delivered."""
+        return str(json.loads(delivery.payload)["id"])
+
+    @staticmethod
+    def number_of(delivery: Delivery) -> tuple[int, int]:
+        """Key and number of the event that was delivered."""
+        body = json.loads(delivery.payload)["body"]
+        return body["lane"], body["number"]
 
     async def send(
         self,

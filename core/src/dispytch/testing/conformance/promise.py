@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pytest
+
 __all__ = ["Promise", "promise_of", "promised"]
 
 _T = TypeVar("_T", bound=Callable[..., Awaitable[None]])
@@ -46,7 +48,7 @@ def promised(*, look: str, needs: tuple[str, ...] = (), within: float = 60.0) ->
             try:
                 async with scope:
                     await test(*args, **fixtures)
-            except Exception as error:
+            except (Exception, pytest.fail.Exception) as error:
                 late = isinstance(error, TimeoutError) and scope.expired()
                 happened = f"not done within {within:g} s" if late else _happened(error)
                 told = f"promised: {promise.text}\nhappened: {happened}\nlook at:  {look}"
@@ -66,6 +68,6 @@ def promise_of(test: object) -> Promise | None:
     return getattr(test, "promise", None)
 
 
-def _happened(error: Exception) -> str:
+def _happened(error: BaseException) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
