@@ -157,7 +157,8 @@ class RabbitMQEventConfig(BackendConfig):
     )
     priority: Annotated[int, Field(strict=True, ge=0, le=255)] | None = Field(
         default=None,
-        description="Priority in queues declared with x-max-priority, 0 to 255, higher first. "
+        description="Priority in queues declared with x-max-priority, 0 to 255, higher first; "
+        "those that groups listen on are quorum queues, which have none. "
         "Default: unset, which such queues take for 0.",
     )
     expiration: Annotated[float | timedelta | datetime, BeforeValidator(_seconds)] | None = Field(

@@ -26,7 +26,6 @@ def dispytch_backend() -> Backend:
             keys=True,
             patterns=True,
             ttl=True,
-            priority=True,
         ),
         topic_delimiter=".",
         schemes=("amqp", "amqps"),
