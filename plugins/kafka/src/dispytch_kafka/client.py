@@ -63,6 +63,9 @@ _CREATION = 1.2
 """Seconds that brokers get to create a topic on demand: asking for it starts that, and until it
 is done the answer is the same as where nothing creates it."""
 
+_CLOSED_CHECK = 0.5
+"""Seconds between looks whether the client that is waited for was closed."""
+
 _RECORD_OVERHEAD = 82  # header of a batch of one, and the largest lengths a record can need
 
 
@@ -250,6 +253,7 @@ async def partitions_of(client: Any, topic: str) -> set[int]:
 
     Raises:
         EmitRejected: the name is not legal, there is no such topic, or we may not know of it.
+        ProducerClosed: the client was closed meanwhile.
     """
     cluster = client.client.cluster
     known: set[int] | None = cluster.partitions_for_topic(topic)
@@ -260,7 +264,7 @@ async def partitions_of(client: Any, topic: str) -> set[int]:
     clock = asyncio.get_running_loop().time
     first_answer = None
     while True:
-        answered = await client.client.force_metadata_update()
+        answered = await _updated(client)
         known = cluster.partitions_for_topic(topic)
         if known:
             return known
@@ -277,6 +281,16 @@ async def partitions_of(client: Any, topic: str) -> set[int]:
         await asyncio.sleep(0.1)
 
 
+async def _updated(client: Any) -> bool:
+    """Ask for the cluster's layout; whether there was an answer. A closed client never has one."""
+    asking: asyncio.Future[bool] = client.client.force_metadata_update()
+    while not client._closed:
+        done, _ = await asyncio.wait({asking}, timeout=_CLOSED_CHECK)
+        if done:
+            return asking.result()
+    raise ProducerClosed
+
+
 async def partition_for(client: Any, record: Record) -> int:
     """The partition a record goes to: its own, or by the client's partitioner.
 
@@ -289,7 +303,7 @@ async def partition_for(client: Any, record: Record) -> int:
         chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
         return chosen
     if record.partition not in partitions:
-        await client.client.force_metadata_update()  # it may be newer than what we know
+        await _updated(client)  # it may be newer than what we know
         partitions = await partitions_of(client, record.topic)
         if record.partition not in partitions:
             raise EmitRejected(
