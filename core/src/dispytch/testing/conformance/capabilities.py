@@ -31,7 +31,12 @@ _DECLARED, _UNDECLARED = 30.0, 3.0
 class CapabilityTests:
     """One test for each flag."""
 
-    @promised(look="how the broker stores; the hook `broker`", needs=("restart",), within=240)
+    @promised(
+        look="how the broker stores; the hook `broker`",
+        needs=("restart",),
+        within=240,
+        shows="durable",
+    )
     async def test_durable_is_as_declared(self, kit: Kit, broker: Broker) -> None:
         """`durable`: what was confirmed survives a broker that is killed and started again."""
 
@@ -52,7 +57,9 @@ class CapabilityTests:
 
         await _agree(kit, "durable", probe)
 
-    @promised(look="what `send_message` has written when it returns", needs=("file",))
+    @promised(
+        look="what `send_message` has written when it returns", needs=("file",), shows="durable"
+    )
     async def test_durable_files_are_as_declared(self, kit: Kit) -> None:
         """`durable`: what was confirmed survives a SIGKILL of the process that emitted it."""
 
@@ -65,7 +72,11 @@ class CapabilityTests:
 
         await _agree(kit, "durable", probe)
 
-    @promised(look="`Producer.send_message`: return when the broker has it", needs=("broker",))
+    @promised(
+        look="`Producer.send_message`: return when the broker has it",
+        needs=("broker",),
+        shows="confirms",
+    )
     async def test_confirms_is_as_declared(self, kit: Kit, broker: Broker) -> None:
         """`confirms`: a broker that does not answer confirms nothing."""
         topic = await kit.topic()
@@ -90,6 +101,7 @@ class CapabilityTests:
         look="which consumer gets what, and when; `Subscription.ordered`",
         needs=("consumer",),
         within=180,
+        shows="ordering",
     )
     async def test_ordering_is_as_declared(self, kit: Kit) -> None:
         """`ordering`: 16 keys, 10 consumers, and order as far as it is declared."""
@@ -100,7 +112,9 @@ class CapabilityTests:
         if kit.capabilities.groups and kit.capabilities.manual_ack:
             await _agree(kit, "ordering", _one_at_a_time, declared=declared in {"key", "total"})
 
-    @promised(look="`Consumer.subscribe`: the group", needs=("consumer",), within=120)
+    @promised(
+        look="`Consumer.subscribe`: the group", needs=("consumer",), within=120, shows="groups"
+    )
     async def test_groups_are_as_declared(self, kit: Kit) -> None:
         """`groups`: each group gets every event, once; its members share them."""
         await _agree(kit, "groups", _two_groups)
@@ -108,43 +122,54 @@ class CapabilityTests:
     @promised(
         look="`Delivery.ack`, and `Consumer.stop`: what is not settled goes back",
         needs=("consumer",),
+        shows="manual_ack",
     )
     async def test_manual_ack_is_as_declared(self, kit: Kit) -> None:
         """`manual_ack`: what was received and not acknowledged comes again, to another."""
         await _agree(kit, "manual_ack", _comes_again)
 
-    @promised(look="`Delivery.nack(delay)`, `Consumer.delays`", needs=("consumer", "manual_ack"))
+    @promised(
+        look="`Delivery.nack(delay)`, `Consumer.delays`",
+        needs=("consumer", "manual_ack"),
+        shows="delayed_redelivery",
+    )
     async def test_delayed_redelivery_is_as_declared(self, kit: Kit) -> None:
         """`delayed_redelivery`: `nack(delay)` brings it again, later and not earlier."""
         assert kit.new_consumer().delays == kit.capabilities.delayed_redelivery
         await _agree(kit, "delayed_redelivery", _comes_later)
 
-    @promised(look="`Outgoing.headers` and `Delivery.headers`", needs=("consumer",))
+    @promised(
+        look="`Outgoing.headers` and `Delivery.headers`", needs=("consumer",), shows="headers"
+    )
     async def test_headers_are_as_declared(self, kit: Kit) -> None:
         """`headers`: names and values arrive identical, UTF-8 and bytes."""
         await _agree(kit, "headers", _headers_travel)
 
-    @promised(look="`Outgoing.key` and `Delivery.key`", needs=("consumer",))
+    @promised(look="`Outgoing.key` and `Delivery.key`", needs=("consumer",), shows="keys")
     async def test_keys_are_as_declared(self, kit: Kit) -> None:
         """`keys`: the key arrives identical, and none where there was none."""
         await _agree(kit, "keys", _keys_travel)
 
-    @promised(look="`Subscription.pattern`", needs=("consumer",))
+    @promised(look="`Subscription.pattern`", needs=("consumer",), shows="patterns")
     async def test_patterns_are_as_declared(self, kit: Kit) -> None:
         """`patterns`: a pattern gets the topics that it matches, and no others."""
         await _agree(kit, "patterns", _patterns_match)
 
-    @promised(look="where a new group begins", needs=("consumer",))
+    @promised(look="where a new group begins", needs=("consumer",), shows="replay")
     async def test_replay_is_as_declared(self, kit: Kit) -> None:
         """`replay`: a new group begins with the first event there is; without, with the next."""
         await _agree(kit, "replay", _earlier_events_come)
 
-    @promised(look="the event config of the hook `ttl`", needs=("consumer", "ttl"))
+    @promised(look="the event config of the hook `ttl`", needs=("consumer", "ttl"), shows="ttl")
     async def test_ttl_is_as_declared(self, kit: Kit) -> None:
         """`ttl`: an event that has expired does not come."""
         await _agree(kit, "ttl", _expired_events_stay_away)
 
-    @promised(look="the event config of the hook `priority`", needs=("consumer", "priority"))
+    @promised(
+        look="the event config of the hook `priority`",
+        needs=("consumer", "priority"),
+        shows="priority",
+    )
     async def test_priority_is_as_declared(self, kit: Kit) -> None:
         """`priority`: an event of high priority overtakes those of low one."""
         await _agree(kit, "priority", _high_comes_first)

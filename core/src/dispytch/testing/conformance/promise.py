@@ -22,25 +22,31 @@ class Promise:
         look: where to look when it is broken.
         needs: what must be there for the test to apply, see `BackendConformance.there`.
         within: seconds after which it has failed.
+        shows: the capability that it shows; None: what every backend must keep.
     """
 
     text: str
     look: str
     needs: frozenset[str]
     within: float
+    shows: str | None
 
 
-def promised(*, look: str, needs: tuple[str, ...] = (), within: float = 60.0) -> Callable[[_T], _T]:
+def promised(
+    *, look: str, needs: tuple[str, ...] = (), within: float = 60.0, shows: str | None = None
+) -> Callable[[_T], _T]:
     """Make a test of the kit: bounded in time, and telling of what failed.
 
     Args:
         look: where the author of the backend should look when it fails.
         needs: capabilities, hooks and kinds of broker without which it does not apply.
         within: seconds it may take.
+        shows: the capability that it shows.
     """
 
     def decorate(test: _T) -> _T:
-        promise = Promise(" ".join((test.__doc__ or "").split()), look, frozenset(needs), within)
+        text = " ".join((test.__doc__ or "").split())
+        promise = Promise(text, look, frozenset(needs), within, shows)
 
         @functools.wraps(test)
         async def kept(*args: Any, **fixtures: Any) -> None:

@@ -40,7 +40,12 @@ class ReceivingTests:
         assert {delivery.payload for delivery in came} == {b"after %d" % n for n in range(20)}
         assert len(came) == 20
 
-    @promised(look="how members of a group share", needs=("consumer", "groups"), within=300)
+    @promised(
+        look="how members of a group share",
+        needs=("consumer", "groups"),
+        within=300,
+        shows="groups",
+    )
     async def test_many_consumers_miss_nothing(self, kit: Kit) -> None:
         """5,000 events to 20 consumers of one group: none is missing."""
         topic, group = await kit.topic(), kit.name("g")
@@ -56,6 +61,7 @@ class ReceivingTests:
     @promised(
         look="`Delivery.ack` is the only way to settle; see also what `receive` does",
         needs=("consumer", "groups", "manual_ack"),
+        shows="manual_ack",
     )
     async def test_nothing_is_settled_while_a_handler_runs(self, kit: Kit) -> None:
         """An event whose handler did not finish comes again, to another of the group."""
@@ -75,7 +81,11 @@ class ReceivingTests:
         came = await kit.receive(await kit.consumer(topic, group=group), 1)
         assert [kit.id_of(delivery) for delivery in came] == [event.id]
 
-    @promised(look="`Delivery.nack` and `Delivery.attempt`", needs=("consumer", "manual_ack"))
+    @promised(
+        look="`Delivery.nack` and `Delivery.attempt`",
+        needs=("consumer", "manual_ack"),
+        shows="manual_ack",
+    )
     async def test_nack_brings_it_again(self, kit: Kit) -> None:
         """What is given back comes again: the same event, a higher attempt; acked, it is done."""
         topic = await kit.topic()

@@ -52,7 +52,11 @@ class SendingTests:
         came = [*await kit.receive(consumer, 1), *await kit.rest(consumer)]
         assert [kit.id_of(delivery) for delivery in came] == [small.id]
 
-    @promised(look=f"{_SEND}: return when the broker has it", needs=("confirms", "consumer"))
+    @promised(
+        look=f"{_SEND}: return when the broker has it",
+        needs=("confirms", "consumer"),
+        shows="confirms",
+    )
     async def test_receipt_means_it_is_there(self, kit: Kit) -> None:
         """What was confirmed is there, though the producer stops at once."""
         topic = await kit.topic()
