@@ -70,17 +70,23 @@ def _groups_of(what: str) -> tuple[str, ...]:
 def _tests_of(what: str, python: str) -> list[str]:
     """The tests that fit what is installed. With all installed: what needs all, and the faults."""
     if what == "core":
-        return ["tests/core"]
+        return ["tests/core", "tests/conformance/test_memory.py"]
     if what in PLUGINS:
         return [f"tests/plugins/{what}"]
     together = ["tests/together", "tests/docs"]
-    return [*together, "tests/brokers", "tests/chaos"] if python == NEWEST else together
+    if python != NEWEST:
+        return together
+    return [*together, "tests/brokers", "tests/conformance", "tests/chaos"]
 
 
-# What needs brokers on the newest Python only: `lowest` and `wheels` run it on the oldest.
+# What needs brokers on the newest Python only: `wheels` runs it on the oldest.
 COMBINATIONS = [
     (python, what) for python in PYTHONS for what in TESTED if what == "core" or python == NEWEST
 ]
+
+
+SHORT_LOAD = {"DISPYTCH_CONFORMANCE_LOAD": os.environ.get("DISPYTCH_CONFORMANCE_LOAD", "short")}
+"""The conformance kit with a tenth of its events; `conformance` runs it in full."""
 
 
 @nox.session
@@ -89,28 +95,21 @@ def tests(session: nox.Session, what: str) -> None:
     """The core without any broker's client, each plugin alone with the core, all together."""
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
     _install(session, *plugins, groups=_groups_of(what))
-    session.run("pytest", *_tests_of(what, str(session.python)), *session.posargs)
-
-
-@nox.session(python=OLDEST)
-def lowest(session: nox.Session) -> None:
-    """All tests but the faults, with the lowest versions the packages say they work with."""
-    session.install("uv")
-    packages = [f"./plugins/{name}" for name in PLUGINS]
-    session.run(
-        "uv", "pip", "install", "--resolution=lowest-direct", "--reinstall-package=dispytch",
-        "./core[cli]", *packages, *_group("test"), *_group("brokers"),
-    )  # fmt: skip
-    session.run("pytest", "tests/core", "tests/plugins", "-m", "not chaos", *session.posargs)
+    tested = _tests_of(what, str(session.python))
+    session.run("pytest", *tested, *session.posargs, env=SHORT_LOAD)
 
 
 @nox.session(python=OLDEST)
 @nox.parametrize("what", TESTED, ids=TESTED)
 def wheels(session: nox.Session, what: str) -> None:
-    """Build all packages, install the wheels in a fresh environment, run the tests against them."""
+    """Build all packages, install the wheels in a fresh environment, run the tests against them.
+
+    The core and each plugin with the lowest versions that they say they work with, all together
+    with the pinned ones.
+    """
     dist = Path(session.create_tmp()) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.install("build", "hatchling")
+    session.install("build", "hatchling", "uv")
     for package in ("core", *(f"plugins/{name}" for name in PLUGINS)):
         session.run(
             "python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True
@@ -119,9 +118,11 @@ def wheels(session: nox.Session, what: str) -> None:
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
     wanted = [requirement for group in _groups_of(what) for requirement in _group(group)]
-    extra = f"{built[0]}[cli]"
-    session.install("-c", "constraints.txt", "--reinstall", extra, *built[1:], *wanted)
-    session.run("pytest", *_tests_of(what, ""), *session.posargs)
+    versions = ("-c", "constraints.txt") if what == "all" else ("--resolution=lowest-direct",)
+    session.run(
+        "uv", "pip", "install", "--reinstall", *versions, f"{built[0]}[cli]", *built[1:], *wanted
+    )  # fmt: skip
+    session.run("pytest", *_tests_of(what, ""), *session.posargs, env=SHORT_LOAD)
 
 
 @nox.session(python=NEWEST)
@@ -153,7 +154,7 @@ def typing(session: nox.Session) -> None:
     session.run("mypy", *SOURCES)
     session.run("mypy", "tests/typing")
     session.run("mypy", "--config-file", "tests/typing/pydantic_plugin.ini", "tests/typing")
-    session.run("mypy", "tests/brokers", "tests/chaos")
+    session.run("mypy", "tests/brokers", "tests/chaos", "tests/conformance")
     session.run("pyright", *SOURCES, "tests/typing")
 
 
@@ -162,6 +163,15 @@ def chaos(session: nox.Session) -> None:
     """The faults again, with the full loads that are too long for every change."""
     _install(session, *PLUGINS, groups=("test", "brokers"))
     session.run("pytest", "tests/chaos", *session.posargs, env={"DISPYTCH_FULL_LOAD": "1"})
+
+
+@nox.session(python=NEWEST)
+def conformance(session: nox.Session) -> None:
+    """The conformance kit on every backend, full loads; writes the table of guarantees."""
+    _install(session, *PLUGINS, groups=("test", "brokers"))
+    report = Path(session.create_tmp()) / "results.xml"
+    session.run("pytest", "tests/conformance", f"--junitxml={report}", *session.posargs)
+    session.run("python", "-m", "conformance.guarantees", str(report), env={"PYTHONPATH": "tests"})
 
 
 @nox.session(python=NEWEST)
