@@ -16,6 +16,7 @@ from dispytch.errors import EmitError
 from dispytch.testing.conformance.hooks import Broker
 from dispytch.testing.conformance.kit import LANES, Kit
 from dispytch.testing.conformance.promise import promised
+from dispytch.topics import DEAD_LETTER
 
 if TYPE_CHECKING:
     from dispytch.producer import Producer
@@ -302,7 +303,8 @@ async def _patterns_match(kit: Kit, within: float) -> None:
     root, join = kit.name("p"), kit.backend.topic_delimiter.join
     topics = {
         "both": join((root, "ada", "placed")),
-        "rest": join((root, "ada", "b", "c")),
+        "rest": join((root, "ada", "b", "placed")),
+        "dead": join((root, "placed", DEAD_LETTER)),
         "neither": join((f"{root}-more", "ada", "placed")),
     }
     for topic in topics.values():
