@@ -283,6 +283,7 @@ async def _comes_later(kit: Kit, within: float) -> None:
 async def _headers_travel(kit: Kit, within: float) -> None:
     headers: dict[str, str | bytes] = {
         "plain": "text",
+        "Mixed-Case": "text",
         "größe": "zwölf ✓",
         "bytes": b"\x00\xff",
         "empty": "",
