@@ -87,23 +87,19 @@ class ReceivingTests:
         shows="manual_ack",
     )
     async def test_nack_brings_it_again(self, kit: Kit) -> None:
-        """What is given back comes again: the same event, a higher attempt; acked, it is done."""
-        topic = await kit.topic()
-        consumer, emitter = await kit.subscriber(topic), await kit.emitter()
-        event = kit.event(topic)(lane=1)
-        await emitter.emit(event)
-        attempts = []
+        """What is given back comes again: the same bytes, a higher attempt; acked, it is done."""
+        topic, payload = await kit.topic(), bytes(range(256))
+        consumer, producer = await kit.subscriber(topic), await kit.producer()
+        await kit.send(producer, topic, payload, key="k")
+        (first,) = came = await kit.receive(consumer, 1, ack=False)
         for _ in range(3):
-            (delivery,) = await kit.receive(consumer, 1, ack=False)
-            assert kit.id_of(delivery) == event.id
-            attempts.append(delivery.attempt)
-            await delivery.nack()
-        (delivery,) = await kit.receive(consumer, 1)
-        assert kit.id_of(delivery) == event.id
-        attempts.append(delivery.attempt)
-        assert attempts == [1, 2, 3, 4]
-        again = [kit.id_of(each) for each in await kit.rest(consumer)]
-        assert not again, "it came again after ack()"
+            await came[-1].nack()
+            came += await kit.receive(consumer, 1, ack=False)
+            assert came[-1].payload == first.payload, "other bytes came again"
+            assert came[-1].key == first.key, "another key came again"
+        assert [delivery.attempt for delivery in came] == [1, 2, 3, 4]
+        await came[-1].ack()
+        assert not await kit.rest(consumer), "it came again after ack()"
 
     @promised(
         look="`Delivery.ack` when its consumer is stopped",
