@@ -217,7 +217,7 @@ async def _check_order(kit: Kit, members: int) -> None:
         lanes[None if total else lane].append(number)
     wrong = [lane for lane, numbers in lanes.items() if numbers != sorted(numbers)]
     assert not wrong, f"out of order with {members} consumers: {'all' if total else wrong}"
-    assert sum(map(len, lanes.values())) == count
+    assert len(lanes) == (1 if total else LANES), "too little came to tell"
 
 
 async def _one_at_a_time(kit: Kit, within: float) -> None:
