@@ -226,9 +226,10 @@ async def _one_at_a_time(kit: Kit, within: float) -> None:
     members = [await kit.consumer(topic, group=group) for _ in range(2)]
     producer = await kit.producer()
     await kit.send(producer, topic, b"0", key="k")
-    receiving = {asyncio.create_task(member.receive(1)): member for member in members}
+    receiving = [asyncio.create_task(kit.receive(member, 1, ack=False)) for member in members]
     done, waiting = await asyncio.wait(receiving, return_when="FIRST_COMPLETED", timeout=within)
     assert done, f"nothing came within {within:g} s"
+    assert waiting, "one event went to two members at once"
     for number in range(1, 21):
         key = f"k{number}" if kit.capabilities.ordering == "total" else "k"
         await kit.send(producer, topic, b"%d" % number, key=key)

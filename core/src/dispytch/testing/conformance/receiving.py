@@ -195,9 +195,16 @@ class ReceivingTests:
         """`receive(limit)` returns at least one delivery and at most `limit`."""
         topic = await kit.topic()
         consumer, producer = await kit.subscriber(topic), await kit.producer()
+        waiting = asyncio.create_task(consumer.receive(1))
+        await asyncio.wait([waiting], timeout=kit.suite.quiet)
+        early = waiting.done()
         for number in range(60):
             await kit.send(producer, topic, b"event %d" % number)
-        left = 60
+        for delivery in (first := await waiting):
+            await delivery.ack()
+        assert not early, f"it returned {first} when nothing was there"
+        assert len(first) == 1
+        left = 59
         while left > 0:
             limit = 1 + left % 7
             fresh = await consumer.receive(limit)
