@@ -173,6 +173,24 @@ class ReceivingTests:
         missing = payloads - {delivery.payload for delivery in came}
         assert not missing, f"{len(missing)} of {len(payloads)} are lost"
 
+    @promised(
+        look="`Consumer.stop`: tell the broker first what was acknowledged",
+        needs=("consumer", "groups", "manual_ack"),
+        shows="manual_ack",
+    )
+    async def test_acknowledged_events_stay_done(self, kit: Kit) -> None:
+        """What was acknowledged does not come again, though its consumer stops at once."""
+        topic, group = await kit.topic(), kit.name("g")
+        first, producer = await kit.consumer(topic, group=group), await kit.producer()
+        for number in range(20):
+            await kit.send(producer, topic, b"event %d" % number)
+        await kit.receive(first, 20)
+        await kit.stop(first.stop())
+        second = await kit.consumer(topic, group=group)
+        await kit.send(producer, topic, b"last")
+        came = [*await kit.receive(second, 1), *await kit.rest(second)]
+        assert [delivery.payload for delivery in came] == [b"last"]
+
     @promised(look=_STOP, needs=("consumer", "groups"))
     async def test_stopped_consumer_leaves_the_others_going(self, kit: Kit) -> None:
         """One subscription ends: other groups, and the rest of its own, go on."""
