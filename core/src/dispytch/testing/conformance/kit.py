@@ -220,6 +220,8 @@ class Kit:
                 while len(came) < count:
                     fresh = await consumer.receive(min(limit, count - len(came)))
                     came += fresh
+                    if not fresh:  # against the contract, and no reason to hang here
+                        await asyncio.sleep(0)
                     if ack:
                         for delivery in fresh:
                             await delivery.ack()
@@ -229,13 +231,19 @@ class Kit:
     async def rest(self, consumer: Consumer, *, quiet: float | None = None) -> list[Delivery]:
         """What comes until nothing more does, acknowledged."""
         came: list[Delivery] = []
+        quiet = self.suite.quiet if quiet is None else quiet
+        loop = asyncio.get_running_loop()
+        latest = loop.time()
         with contextlib.suppress(TimeoutError):
             while True:
-                async with asyncio.timeout(self.suite.quiet if quiet is None else quiet):
+                async with asyncio.timeout_at(latest + quiet):
                     fresh = await consumer.receive(100)
+                    if not fresh:  # against the contract, and no reason to hang here
+                        await asyncio.sleep(0)
                 came += fresh
                 for delivery in fresh:
                     await delivery.ack()
+                latest = loop.time() if fresh else latest
         return came
 
     async def share(
@@ -253,6 +261,7 @@ class Kit:
         async def work(number: int, consumer: Consumer) -> None:
             nonlocal latest
             while True:
+                await asyncio.sleep(0)
                 for delivery in await consumer.receive(20):
                     came.append((number, delivery))
                     latest = loop.time()

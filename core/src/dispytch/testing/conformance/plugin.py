@@ -98,12 +98,12 @@ class PluginTests:
             mock.patch.object(emitter.producer, "send_message", sent),
             mock.patch.object(emitter.producer, "send_messages", sent),
         ):
-            for emitting in (
-                emitter.emit(kind(), config=ForeignConfig()),
-                emitter.emit(kind(__backend_config__=ForeignConfig())),
+            for event, config in (
+                (kind(), ForeignConfig()),
+                (kind(__backend_config__=ForeignConfig()), None),
             ):
                 with pytest.raises(ConfigMismatchError, match="ForeignConfig"):
-                    await emitting
+                    await emitter.emit(event, config=config)
         assert not sent.called
 
     @promised(look="reprs, log lines and errors of producer, consumer and connection", within=180)

@@ -87,23 +87,19 @@ class ReceivingTests:
         shows="manual_ack",
     )
     async def test_nack_brings_it_again(self, kit: Kit) -> None:
-        """What is given back comes again: the same event, a higher attempt; acked, it is done."""
-        topic = await kit.topic()
-        consumer, emitter = await kit.subscriber(topic), await kit.emitter()
-        event = kit.event(topic)(lane=1)
-        await emitter.emit(event)
-        attempts = []
+        """What is given back comes again: the same bytes, a higher attempt; acked, it is done."""
+        topic, payload = await kit.topic(), bytes(range(256))
+        consumer, producer = await kit.subscriber(topic), await kit.producer()
+        await kit.send(producer, topic, payload, key="k")
+        (first,) = came = await kit.receive(consumer, 1, ack=False)
         for _ in range(3):
-            (delivery,) = await kit.receive(consumer, 1, ack=False)
-            assert kit.id_of(delivery) == event.id
-            attempts.append(delivery.attempt)
-            await delivery.nack()
-        (delivery,) = await kit.receive(consumer, 1)
-        assert kit.id_of(delivery) == event.id
-        attempts.append(delivery.attempt)
-        assert attempts == [1, 2, 3, 4]
-        again = [kit.id_of(each) for each in await kit.rest(consumer)]
-        assert not again, "it came again after ack()"
+            await came[-1].nack()
+            came += await kit.receive(consumer, 1, ack=False)
+            assert came[-1].payload == first.payload, "other bytes came again"
+            assert came[-1].key == first.key, "another key came again"
+        assert [delivery.attempt for delivery in came] == [1, 2, 3, 4]
+        await came[-1].ack()
+        assert not await kit.rest(consumer), "it came again after ack()"
 
     @promised(
         look="`Delivery.ack` when its consumer is stopped",
@@ -177,6 +173,24 @@ class ReceivingTests:
         missing = payloads - {delivery.payload for delivery in came}
         assert not missing, f"{len(missing)} of {len(payloads)} are lost"
 
+    @promised(
+        look="`Consumer.stop`: tell the broker first what was acknowledged",
+        needs=("consumer", "groups", "manual_ack"),
+        shows="manual_ack",
+    )
+    async def test_acknowledged_events_stay_done(self, kit: Kit) -> None:
+        """What was acknowledged does not come again, though its consumer stops at once."""
+        topic, group = await kit.topic(), kit.name("g")
+        first, producer = await kit.consumer(topic, group=group), await kit.producer()
+        for number in range(20):
+            await kit.send(producer, topic, b"event %d" % number)
+        await kit.receive(first, 20)
+        await kit.stop(first.stop())
+        second = await kit.consumer(topic, group=group)
+        await kit.send(producer, topic, b"last")
+        came = [*await kit.receive(second, 1), *await kit.rest(second)]
+        assert [delivery.payload for delivery in came] == [b"last"]
+
     @promised(look=_STOP, needs=("consumer", "groups"))
     async def test_stopped_consumer_leaves_the_others_going(self, kit: Kit) -> None:
         """One subscription ends: other groups, and the rest of its own, go on."""
@@ -199,9 +213,16 @@ class ReceivingTests:
         """`receive(limit)` returns at least one delivery and at most `limit`."""
         topic = await kit.topic()
         consumer, producer = await kit.subscriber(topic), await kit.producer()
+        waiting = asyncio.create_task(consumer.receive(1))
+        await asyncio.wait([waiting], timeout=kit.suite.quiet)
+        early = waiting.done()
         for number in range(60):
             await kit.send(producer, topic, b"event %d" % number)
-        left = 60
+        for delivery in (first := await waiting):
+            await delivery.ack()
+        assert not early, f"it returned {first} when nothing was there"
+        assert len(first) == 1
+        left = 59
         while left > 0:
             limit = 1 + left % 7
             fresh = await consumer.receive(limit)

@@ -160,6 +160,30 @@ class SendingTests:
         assert accepted <= there, f"{len(accepted - there)} of {len(accepted)} accepted are lost"
         assert not rejected & there, f"{len(rejected & there)} rejected events are there"
 
+    @promised(
+        look="`Producer.stop`: a send under way is done, or an error",
+        needs=("confirms", "consumer"),
+        within=120,
+        shows="confirms",
+    )
+    async def test_sends_during_stop_are_there_or_an_error(self, kit: Kit) -> None:
+        """1,000 sends while the producer itself stops: each is confirmed and there, or an error."""
+        topic = await kit.topic()
+        consumer, producer = await kit.subscriber(topic), await kit.producer()
+        payloads = [b"event %d" % number for number in range(1000)]
+        sends = [asyncio.create_task(kit.send(producer, topic, each)) for each in payloads]
+        await asyncio.wait(sends, return_when=asyncio.FIRST_COMPLETED)
+        await kit.stop(producer.stop())
+        outcomes = await asyncio.gather(*sends, return_exceptions=True)
+        confirmed = {
+            payload
+            for payload, outcome in zip(payloads, outcomes, strict=True)
+            if not isinstance(outcome, BaseException)
+        }
+        came = [*await kit.receive(consumer, len(confirmed)), *await kit.rest(consumer)]
+        lost = confirmed - {delivery.payload for delivery in came}
+        assert not lost, f"{len(lost)} of {len(confirmed)} confirmed are lost"
+
 
 def _held_back(kit: Kit, event: Numbered) -> bool:
     """Whether it fails, or comes behind one of its key that does."""

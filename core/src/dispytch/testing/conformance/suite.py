@@ -116,13 +116,23 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
         _refuse_silent_overrides(cls)
         if not hasattr(cls, "backend"):
             return
-        there, cls.not_applicable = cls.there(), {}
+        there, left_out, cls.not_applicable = cls.there(), cls.not_applicable, {}
         for name, test in _tests().items():
+            if name in left_out and inspect.getattr_static(cls, name) is None:
+                # A class that this one derives from left it out; here it may apply.
+                setattr(cls, name, test)
             promise = promise_of(test)
             missing = () if promise is None else tuple(sorted(promise.needs - there))
             if missing and inspect.getattr_static(cls, name) is test:
                 cls.not_applicable[name] = missing
                 setattr(cls, name, None)
+
+    @staticmethod
+    def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+        """Refuse a mark on the class or its module that expects all tests to fail."""
+        for node, _ in metafunc.definition.iter_markers_with_node("xfail"):
+            if node is not metafunc.definition:
+                pytest.fail(_expects_all(node.name), pytrace=False)
 
     @classmethod
     def there(cls) -> frozenset[str]:
@@ -174,13 +184,17 @@ def _tests() -> dict[str, Any]:
     }
 
 
+def _expects_all(what: str) -> str:
+    return (
+        f"{what} expects all its tests to fail: override those that do, one by one, "
+        "each with an xfail and its reason"
+    )
+
+
 def _refuse_silent_overrides(cls: type[BackendConformance]) -> None:
     marks = cls.__dict__.get("pytestmark", [])
     if any(mark.name == "xfail" for mark in (marks if isinstance(marks, list) else [marks])):
-        raise TypeError(
-            f"{cls.__name__} expects all its tests to fail: override those that do, one by one, "
-            "each with an xfail and its reason"
-        )
+        raise TypeError(_expects_all(cls.__name__))
     for name, test in _tests().items():
         found = inspect.getattr_static(cls, name, None)
         if found is test or (found is None and name in cls.not_applicable):
