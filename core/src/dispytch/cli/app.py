@@ -14,7 +14,7 @@ __all__ = ["App", "app"]
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit status: called wrongly, nothing was done; failed; ended by Ctrl-C."""
 
-COMMANDS = ("run", "emit", "listen", "dlq", "backends", "schema", "demo")
+COMMANDS = ("run", "emit", "listen", "dlq", "backends", "schema", "new-backend", "demo")
 """Each in the module of its name, imported when it is needed: a worker needs no colours."""
 
 
@@ -29,7 +29,8 @@ class App(click.Group):
         """A command by its name; imports it."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"dispytch.cli.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"dispytch.cli.{module}"), module)
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
