@@ -1,53 +1,167 @@
-"""The backend of docs/plugins.md, installed from the page into a fresh environment and used."""
+"""The backend of docs/write-a-backend.md, and what the command writes, used as a reader does."""
 
+import ast
 import json
+import os
 import re
 import subprocess
+import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+import dispytch
+
+pytest.importorskip("click", reason="the command line needs dispytch[cli]")
+
+from dispytch.cli.new_backend import package_files
+
 ROOT = Path(__file__).parents[2]
-_FILE = re.compile(r"^```\w+\n# file: (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OTHER = "some-other-name"
+_FILE = re.compile(r"^```\w+\n(?:#|<!--) file: (\S+)(?: -->)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_PAGE = dict(_FILE.findall((ROOT / "docs/write-a-backend.md").read_text()))
+_SHORT = {**os.environ, "DISPYTCH_CONFORMANCE_LOAD": "short", "NO_COLOR": "1"}
+_SHORT.pop("DISPYTCH_PLUGINS", None)
 
 
-def test_backend_of_the_page_is_installed_and_used(tmp_path: Path) -> None:
-    """A reader who copies the seven files of the page has a backend that works."""
-    package = tmp_path / "dispytch-spool"
-    files = _FILE.findall((ROOT / "docs/plugins.md").read_text())
-    assert len(files) == 7
-    for name, text in files:
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(text)
-    venv.create(tmp_path / "env", with_pip=True)
-    python = str(next((tmp_path / "env").glob("*/python")))
+class Desk:
+    """A reader's directory outside the repository, with an environment of its own.
 
-    def call(*args: str, stdin: str = "") -> str:
+    Attributes:
+        root: holds the package of the page and one that the command wrote.
+        kits: for each of them the run of its tests, which takes a while and goes on meanwhile.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.kits: dict[str, subprocess.Popen[str]] = {}
+        venv.create(root / "env", with_pip=True)
+        self._python = next((root / "env").glob("*/python"))
+
+    def call(self, *args: str, within: str = "", stdin: str = "") -> str:
+        """Run `python ARGS` in the directory, or in one `within`; what it printed."""
         done = subprocess.run(
-            [python, *args],
-            input=stdin, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
+            [self._python, *args], cwd=self.root / within, env=_SHORT, input=stdin,
+            capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    call("-m", "pip", "install", "-q", f"{ROOT / 'core'}[cli]", str(package))
-    spooled = tmp_path / "events.ndjson"
-    assert "offset" in call("-W", "error", str(package / "try_spool.py"), spooled.name)
-    assert len(spooled.read_text().splitlines()) == 2
+    def install(self, *requirements: str) -> None:
+        """Install into the environment, tools in the versions that are pinned."""
+        self.call("-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *requirements)
 
-    (row,) = [each for each in json.loads(call("-m", "dispytch", "backends", "--check", "--json"))
-              if each["name"] == "spool"]  # fmt: skip
+    def begin_tests(self, package: str) -> None:
+        """Run the tests of a package, beside everything else."""
+        self.kits[package] = subprocess.Popen(
+            [self._python, "-m", "pytest", "-q"], cwd=self.root / package, env=_SHORT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """Both packages, installed; their tests have begun."""
+    desk = Desk(tmp_path_factory.mktemp("reader"))
+    for name, text in {**_PAGE, "src/dispytch_folder/py.typed": ""}.items():
+        target = desk.root / "dispytch-folder" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    desk.install(f"{ROOT / 'core'}[cli,testing]")
+    desk.call("-m", "dispytch", "new-backend", OTHER)
+    packages = ("dispytch-folder", f"dispytch-{OTHER}")
+    desk.install(*(f"./{package}[test,lint]" for package in packages), "pyright[nodejs]")
+    for package in packages:
+        desk.begin_tests(package)
+    yield desk
+    for kit in desk.kits.values():
+        kit.kill()
+        kit.communicate()
+
+
+def test_page_has_the_files_that_the_command_writes() -> None:
+    """There is one source of truth: who copies the page has what the command writes."""
+    written = dict(package_files("folder"))
+    assert written.pop("src/dispytch_folder/py.typed") == ""
+    assert _PAGE.keys() == written.keys()
+    for name, text in written.items():
+        assert _PAGE[name] == text, name
+
+
+def test_package_imports_public_names_only() -> None:
+    """An author needs what is public, and nothing else of the project."""
+    allowed = {"dispytch_folder", "pydantic", "pytest", *sys.stdlib_module_names}
+    for name, text in _PAGE.items():
+        for node in ast.walk(ast.parse(text)) if name.endswith(".py") else ():
+            if isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, name
+            elif isinstance(node, ast.ImportFrom) and node.module == "dispytch":
+                assert {alias.name for alias in node.names} <= set(dispytch.__all__), name
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                assert module == "dispytch.testing.conformance" or (
+                    module.partition(".")[0] in allowed
+                ), name
+
+
+def test_backend_of_the_page_is_installed_and_used(desk: Desk) -> None:
+    """A reader who copies the files of the page has a backend that works."""
+    backends = json.loads(desk.call("-m", "dispytch", "backends", "--check", "--json"))
+    (row,) = [each for each in backends if each["name"] == "folder"]
     assert row == {
-        "name": "spool", "distribution": "dispytch-spool", "version": "0.1.0",
-        "schemes": ["spool"], "error": None,
+        "name": "folder", "distribution": "dispytch-folder", "version": "0.1.0",
+        "schemes": ["folder"], "error": None,
     }  # fmt: skip
-    assert "written beside the event" in call("-m", "dispytch", "schema", "spool")
-    assert "fsync" in call("-m", "dispytch", "schema", "spool", "--connection")
-    summary = call(
-        "-m", "dispytch", "emit", f"spool://{spooled}", "--topic", "t", "--type", "y",
-        "--config", '{"tag": "{a}"}', stdin='{"a": "x"}\n{"a": "y"}\n',
+    assert "stored beside the event" in desk.call("-m", "dispytch", "schema", "folder")
+    assert "fsync" in desk.call("-m", "dispytch", "schema", "folder", "--connection")
+
+    printed = desk.call("-X", "dev", "-W", "error", "dispytch-folder/example.py", "events")
+    assert "offset" in printed
+    assert printed.splitlines()[-2:] == ["billed ada", "billed grace"]
+    url = f"folder://{desk.root / 'events'}"
+    listen = ("-m", "dispytch", "listen", url, "--group", "audit", "--json", "--limit", "2")
+    seen = [json.loads(line) for line in desk.call(*listen, "orders.*").splitlines()]
+    assert [each["body"]["customer"] for each in seen] == ["ada", "grace"]
+
+
+def test_backend_of_the_page_takes_configs(desk: Desk) -> None:
+    """What an event says to the backend arrives there."""
+    summary = desk.call(
+        "-m", "dispytch", "emit", f"folder://{desk.root / 'more'}?fsync=false",
+        "--topic", "t", "--type", "y", "--config", '{"tag": "{a}"}',
+        stdin='{"a": "x"}\n{"a": "y"}\n',
     )  # fmt: skip
     assert "2 accepted, 0 rejected, 0 unknown" in summary
-    lines = [json.loads(line) for line in spooled.read_text().splitlines()[2:]]
-    assert [(line["tag"], line["envelope"]["body"]) for line in lines] == [
-        ("x", {"a": "x"}), ("y", {"a": "y"}),
-    ]  # fmt: skip
+    lines = (desk.root / "more/events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["tag"] for line in lines if line != "#"] == ["x", "y"]
+
+
+@pytest.mark.parametrize("tool", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize("package", ["dispytch-folder", f"dispytch-{OTHER}"])
+def test_package_is_clean(desk: Desk, package: str, tool: str) -> None:
+    """The package passes its own CI, as it is."""
+    desk.call("-m", *tool.split(), within=package)
+
+
+def test_package_is_clean_for_pyright(desk: Desk) -> None:
+    """The other type checker finds nothing either."""
+    desk.call("-m", "pyright", "src", "tests", "example.py", within=f"dispytch-{OTHER}")
+
+
+@pytest.mark.parametrize("name", ["x", "a-b-c", "n" * 30])
+def test_package_is_clean_whatever_its_name(desk: Desk, name: str) -> None:
+    """No name is so short or so long that the formatter would change a line."""
+    desk.call("-m", "dispytch", "new-backend", name)
+    for tool in ("ruff check .", "ruff format --check ."):
+        desk.call("-m", *tool.split(), within=f"dispytch-{name}")
+
+
+@pytest.mark.parametrize("package", ["dispytch-folder", f"dispytch-{OTHER}"])
+def test_package_passes_the_conformance_kit(desk: Desk, package: str) -> None:
+    """Its tests, which are the kit, pass where it is installed."""
+    told, _ = desk.kits[package].communicate(timeout=500)
+    assert desk.kits[package].returncode == 0, told
+    assert " passed" in told
+    assert "failed" not in told
