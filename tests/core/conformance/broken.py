@@ -107,6 +107,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("patterns-match-dead-letters", {"consumer": receiving.PatternsMatchDeadLetters}),
     Fault("rest-is-one-segment", {"consumer": receiving.RestIsOneSegment}),
     Fault("stop-waits-for-receive", {"consumer": receiving.StopWaitsForReceive}),
+    Fault("ack-settles-earlier", {"consumer": receiving.AckSettlesEarlier}),
     Fault("stop-keeps-held", {"consumer": receiving.StopKeepsHeld}),
     Fault("ack-after-stop-breaks", {"consumer": receiving.AckAfterStopBreaks}),
     Fault("declares-total-order", {}, {"ordering": "total"}),

@@ -301,6 +301,16 @@ class StopAcksHeld(TwinConsumer):
         await super().stop()
 
 
+class AckSettlesEarlier(TwinConsumer):
+    """An ack settles all that came before, as a position that is moved on does."""
+
+    def settle(self, item: Item) -> None:
+        held = self._member.held if self._member else ()
+        for earlier in [each for each in held if each.position < item.position]:
+            super().settle(earlier)
+        super().settle(item)
+
+
 class StopKeepsHeld(TwinConsumer):
     """`stop` leaves what it holds in its hands: nobody gets it."""
 

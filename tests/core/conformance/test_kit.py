@@ -30,6 +30,7 @@ _GIVEN_BACK = (
     "manual_ack_is_as_declared",
     "nothing_is_settled_while_a_handler_runs",
     "ack_after_stop_is_harmless",
+    "ack_settles_nothing_else",
 )
 _BATCH = "batch_reports_each_failure"
 _BYTES = "payload_arrives_identical"
@@ -119,6 +120,7 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
         r"stop\(\) did not return within",
         ("stop_while_receiving_returns_soon",),
     ),
+    "ack-settles-earlier": ("0 of 10 came", ("ack_settles_nothing_else",)),
     "stop-keeps-held": ("0 of 5 came", _GIVEN_BACK),
     "ack-after-stop-breaks": ("AssertionError", ("ack_after_stop_is_harmless",)),
     "declares-total-order": ("another got a later one", ("ordering_is_as_declared",)),

@@ -194,6 +194,26 @@ class ReceivingTests:
         came = [*await kit.receive(second, 1), *await kit.rest(second)]
         assert [delivery.payload for delivery in came] == [b"last"]
 
+    @promised(
+        look="`Delivery.ack`: what was received before it and is open must stay open",
+        needs=("consumer", "groups", "manual_ack"),
+        shows="manual_ack",
+    )
+    async def test_ack_settles_nothing_else(self, kit: Kit) -> None:
+        """What was received and not acknowledged comes again, whatever was behind it."""
+        topic, group = await kit.topic(), kit.name("g")
+        first, producer = await kit.consumer(topic, group=group), await kit.producer()
+        for number in range(20):
+            await kit.send(producer, topic, b"event %d" % number, key=f"key {number}")
+        came = await kit.receive(first, 20, ack=False)
+        for delivery in came[1::2]:
+            await delivery.ack()
+        await kit.stop(first.stop())
+        second = await kit.consumer(topic, group=group)
+        again = {each.payload for each in [*await kit.receive(second, 10), *await kit.rest(second)]}
+        missing = {delivery.payload for delivery in came[::2]} - again
+        assert not missing, f"{sorted(missing)} were open and did not come again"
+
     @promised(look=_STOP, needs=("consumer", "groups"))
     async def test_stopped_consumer_leaves_the_others_going(self, kit: Kit) -> None:
         """One subscription ends: other groups, and the rest of its own, go on."""
