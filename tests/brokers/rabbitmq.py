@@ -102,8 +102,8 @@ class RabbitMQ(BrokerProcess, RabbitMQAccess):
     def write_declarations(self) -> None:
         """Have what was declared written to disk: the broker itself does so within seconds only.
 
-        Unlike confirmed messages, a durable queue just declared does not survive a kill: it is gone,
-        or, as its name is kept in one place and its log in another, there, empty, and mute.
+        Unlike confirmed messages, a durable queue just declared does not survive a kill: it is
+        gone, or, as its name is kept in one place and its log in another, there, empty, and mute.
         """
         self.ctl("eval", "mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
 

@@ -40,7 +40,7 @@ class Workers:
         program = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
         found = os.pathsep.join(path for path in sys.path if path)
         with self._errors.open("ab") as errors:
-            process = subprocess.Popen(  # noqa: S603 - our own program
+            process = subprocess.Popen(
                 [*program, self._url, self._topic, str(self._log), *given],
                 stdout=subprocess.PIPE,
                 stderr=errors,
