@@ -102,9 +102,10 @@ class RabbitMQ(BrokerProcess, RabbitMQAccess):
     def write_declarations(self) -> None:
         """Have what was declared written to disk: the broker itself does so within seconds only.
 
-        Unlike confirmed messages, a durable queue just declared does not survive a kill.
+        Unlike confirmed messages, a durable queue just declared does not survive a kill: it is
+        gone, or, as its name is kept in one place and its log in another, there, empty, and mute.
         """
-        self.ctl("eval", "mnesia:sync_log().")
+        self.ctl("eval", "mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
 
     def add_user(self, user: str, password: str) -> None:
         """Add a user, without any rights yet."""

@@ -11,32 +11,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
 
-from dispytch import EmitManyError, EmitRejected, EmitUnknown, EventBase, EventEmitter, Receipt
+from dispytch import EmitRejected, EmitUnknown, EventBase, EventEmitter, Receipt
+from dispytch.testing.conformance.flow import no_tasks_left
+from dispytch.testing.conformance.load import Emit, Load, News
 
-WORKERS = 200
+EMITTERS = 200
 """How many emits run at once."""
 
-BATCH = 5
-"""How many events a worker sends with `emit_many`; every tenth worker does."""
-
 PAUSE = 0.25
-"""Seconds a worker rests after an outcome: the load is many emits at once, not many per second."""
+"""Seconds each rests after an outcome: the load is many emits at once, not many per second."""
 
 LATE = 2.0
 """Seconds an emit may outlive its deadline."""
 
 STOP = 10.0
 """Seconds `stop` may take."""
-
-
-@dataclass(frozen=True)
-class Emit:
-    """One event's way: when its emit began and ended, in seconds of `time.monotonic()`."""
-
-    event_id: str
-    began: float
-    ended: float
-    outcome: Receipt | BaseException
 
 
 @dataclass
@@ -108,16 +97,22 @@ async def run(
         recovery: seconds after the fault until an emit must succeed again.
     """
     tasks = asyncio.all_tasks()
-    report = Report()
+    report, news = Report(), News()
+
+    def note(emit: Emit) -> None:
+        report.emits.append(emit)
+        news.tell()
+
     await emitter.start()
-    load = Load(emitter, make_event, report)
+    numbers = count()
+    load = Load(emitter, lambda _: make_event(next(numbers)), note, emitters=EMITTERS, pause=PAUSE)
     try:
         load.start()
-        await load.accepted(WORKERS, within=recovery)
+        await _accepted(report, news, EMITTERS, within=recovery)
         report.fault_began = time.monotonic()
         await asyncio.to_thread(fault)
         report.fault_ended = time.monotonic()
-        await load.accepted(WORKERS, within=recovery, since=report.fault_ended)
+        await _accepted(report, news, EMITTERS, within=recovery, since=report.fault_ended)
     finally:
         await load.end()
         began = time.monotonic()
@@ -150,96 +145,17 @@ def check(report: Report, timeout: float) -> None:
     assert report.stopped_in < STOP, summary
 
 
-class Load:
-    """Workers that emit one event after the other until told to end."""
+async def _accepted(
+    report: Report, news: News, wanted: int, *, within: float, since: float = 0.0
+) -> None:
+    """Wait until so many events were accepted whose emit began after a moment."""
 
-    def __init__(
-        self, emitter: EventEmitter, make_event: Callable[[int], EventBase], report: Report
-    ) -> None:
-        self._emitter, self._make_event, self._report = emitter, make_event, report
-        self._numbers = count()
-        self._ending = asyncio.Event()
-        self._news = asyncio.Condition()
-        self._workers: list[asyncio.Task[None]] = []
+    def enough() -> bool:
+        accepted = (
+            emit
+            for emit in report.emits
+            if emit.began > since and isinstance(emit.outcome, Receipt)
+        )
+        return sum(1 for _ in accepted) >= wanted
 
-    def start(self) -> None:
-        self._workers = [asyncio.create_task(self._work(number)) for number in range(WORKERS)]
-
-    async def end(self) -> None:
-        """Let every worker finish the emit it is in."""
-        self._ending.set()
-        await asyncio.gather(*self._workers)
-
-    async def accepted(self, wanted: int, *, within: float, since: float = 0.0) -> None:
-        """Wait until so many events were accepted whose emit began after a moment."""
-
-        def enough() -> bool:
-            accepted = (
-                emit
-                for emit in self._report.emits
-                if emit.began > since and isinstance(emit.outcome, Receipt)
-            )
-            return sum(1 for _ in accepted) >= wanted
-
-        try:
-            async with asyncio.timeout(within), self._news:
-                await self._news.wait_for(enough)
-        except TimeoutError:
-            raise AssertionError(
-                f"no {wanted} accepted events within {within} s: {self._report.summary()}"
-            ) from None
-
-    async def _work(self, worker: int) -> None:
-        # Workers start one after the other: a crowd in step would meet a fault all at one moment.
-        await self._rest(PAUSE * worker / WORKERS)
-        while not self._ending.is_set():
-            if worker % 10 == 0:
-                await self._emit_many()
-            else:
-                await self._emit()
-            async with self._news:
-                self._news.notify_all()
-            await self._rest(PAUSE)
-
-    async def _emit(self) -> None:
-        event = self._make_event(next(self._numbers))
-        began = time.monotonic()
-        outcome: Receipt | BaseException
-        try:
-            outcome = await self._emitter.emit(event)
-        except Exception as error:  # noqa: BLE001 - `check` judges it
-            outcome = error
-        self._note(event, began, outcome)
-
-    async def _emit_many(self) -> None:
-        events = [self._make_event(next(self._numbers)) for _ in range(BATCH)]
-        began = time.monotonic()
-        outcomes: list[Receipt | BaseException]
-        try:
-            outcomes = list(await self._emitter.emit_many(events))
-        except EmitManyError as error:
-            outcomes = error.results
-        except Exception as error:  # noqa: BLE001 - `check` judges it
-            outcomes = [error] * BATCH
-        for event, outcome in zip(events, outcomes, strict=True):
-            self._note(event, began, outcome)
-
-    def _note(self, event: EventBase, began: float, outcome: Receipt | BaseException) -> None:
-        self._report.emits.append(Emit(event.id, began, time.monotonic(), outcome))
-
-    async def _rest(self, seconds: float) -> None:
-        """Pause, but not beyond the end."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ending.wait()
-        except TimeoutError:
-            return
-
-
-async def no_tasks_left(before: set[asyncio.Task[object]]) -> None:
-    """A stopped emitter has no tasks; what it cancelled last may need a moment."""
-    here = asyncio.current_task()
-    left = {task for task in asyncio.all_tasks() - before if task is not here}
-    if left:
-        _, left = await asyncio.wait(left, timeout=1.0)
-    assert not left, f"tasks left behind: {left}"
+    await news.until(enough, within, report.summary)

@@ -1,89 +1,14 @@
-"""Handling events from RabbitMQ while it dies, freezes, or is cut off, and while listeners die."""
+"""Listeners on RabbitMQ that stop in order, and dead letters that do not get through."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from brokers.rabbitmq import RabbitMQ
-from chaos.handling import (
-    Handling,
-    keep_what_cannot_be_buried,
-    kill_workers,
-    load_of,
-    outlive_the_drain,
-    survive,
-    terminate_workers,
-)
-from dispytch import EventEmitter, EventListener
+from chaos.handling import keep_what_cannot_be_buried, outlive_the_drain, terminate_workers
 
 pytest.importorskip("aiormq")
 pytestmark = [pytest.mark.rabbitmq, pytest.mark.chaos]
-
-FROZEN, CUT = 20.0, 12.0
-"""Seconds that a broker is frozen, and that it is out of reach: long enough to be noticed."""
-
-
-async def handle_through(
-    topic: str, url: str, fault: Callable[[], object], *, notices: bool = True
-) -> Handling:
-    emitter = EventEmitter.from_url(url, timeout=5)
-    listener = EventListener.from_url(url, group=f"{topic}-group")
-    return await survive(emitter, listener, topic, fault, notices=notices)
-
-
-async def test_a_killed_broker_loses_nothing(own_rabbitmq: RabbitMQ, unique_name: str) -> None:
-    """Killed and started again: all that was confirmed is handled, and what comes afterwards."""
-
-    def fault() -> None:
-        own_rabbitmq.write_declarations()
-        own_rabbitmq.kill()
-        time.sleep(10)
-        own_rabbitmq.start()
-
-    await handle_through(unique_name, own_rabbitmq.url, fault)
-
-
-async def test_a_frozen_broker_loses_nothing(own_rabbitmq: RabbitMQ, unique_name: str) -> None:
-    """Frozen for 20 seconds: health() tells, everything is handled, new events too."""
-
-    def fault() -> None:
-        own_rabbitmq.freeze()
-        time.sleep(FROZEN)
-        own_rabbitmq.thaw()
-
-    await handle_through(unique_name, own_rabbitmq.url, fault)
-
-
-@pytest.mark.parametrize("kind", ["refuse", "black_hole"])
-async def test_a_cut_connection_loses_nothing(
-    own_rabbitmq: RabbitMQ, unique_name: str, kind: str
-) -> None:
-    """Connections reset and refused, or swallowed: the listener finds back by itself."""
-    with own_rabbitmq.proxy() as proxy:
-
-        def fault() -> None:
-            getattr(proxy, kind)()
-            time.sleep(CUT)
-            proxy.restore()
-
-        await handle_through(unique_name, own_rabbitmq.url_for(port=proxy.port), fault)
-
-
-async def test_killed_listeners_lose_nothing(
-    own_rabbitmq: RabbitMQ, unique_name: str, tmp_path: Path
-) -> None:
-    """Processes killed in the middle of handlers: all handled, in order, few of them twice."""
-    await kill_workers(
-        own_rabbitmq.url,
-        unique_name,
-        tmp_path,
-        slack=0,
-        kills=load_of(2, 5),
-        count=load_of(4_000, 20_000),
-        lanes=load_of(100, 500),
-    )
 
 
 async def test_a_stopped_listener_repeats_nothing(

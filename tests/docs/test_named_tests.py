@@ -18,6 +18,8 @@ def test_named_test_exists(page: Path) -> None:
     text = page.read_text()
     for named in set(_FILE.findall(text)) - set(_READERS.findall(text)):
         assert list(ROOT.glob(named.rstrip("."))), named
-    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    kit = "core/src/dispytch/testing/conformance/*.py"
+    paths = [path for where in ("tests/**/test_*.py", kit) for path in ROOT.glob(where)]
+    tests = "".join(path.read_text() for path in paths)
     for name in _TEST.findall(text):
         assert f"def {name}(" in tests or f"async def {name}(" in text, name

@@ -1,6 +1,7 @@
-"""A listener in a process of its own, for `chaos.handling.Workers`.
+"""A listener in a process of its own, for `Workers`. Run as a file: it must not import pytest.
 
-It writes a line per handled event, in one piece, so that a kill leaves none half written.
+It writes a line per handler that begins and one per handler that has ended, each in one piece, so
+that a kill leaves none half written.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import sys
 import time
 
 from dispytch import Event, EventBase, EventListener
+
+__all__ = ["main"]
 
 
 def main(url: str, topic: str, log: str, *given: str) -> None:
@@ -32,11 +35,15 @@ def main(url: str, topic: str, log: str, *given: str) -> None:
         lane: int
         number: int
 
+    def write(what: str, event: Event[Numbered]) -> None:
+        about = f"{event.body.lane} {event.body.number} {event.id}"
+        os.write(out, f"{what} {time.monotonic()!r} {os.getpid()} {about}\n".encode())
+
     @listener.handler(Numbered)
     async def note(event: Event[Numbered]) -> None:
+        write("begun", event)
         await asyncio.sleep(3600 if event.body.number == stuck else work)
-        line = f"{time.monotonic_ns()} {os.getpid()} {event.body.lane} {event.body.number}\n"
-        os.write(out, line.encode())
+        write("ended", event)
 
     async def run() -> None:
         await listener.start()
