@@ -8,7 +8,18 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{module}"
-        for module in ("capabilities", "failing", "kit", "plugin", "receiving", "sending")
+        for module in (
+            "capabilities",
+            "failing",
+            "flow",
+            "kit",
+            "plugin",
+            "probes",
+            "receiving",
+            "report",
+            "sending",
+            "workers",
+        )
     )
 )
 
