@@ -57,7 +57,7 @@ class FailingTests:
             try:
                 for kill in range(1, 2 if is_short() else 4):
                     await workers.reach(kill * kit.many(2_000), kit.suite.recovery)
-                    report.faults.append(await _kill_one(kit, workers, alive))
+                    report.faults.append(await _kill_one(kit, workers, alive, report))
             finally:
                 await load.end()
             await workers.until(lambda: report.confirmed <= _ids(workers), kit.suite.recovery)
@@ -184,8 +184,13 @@ class FailingTests:
             await kit.stop(second.stop())
 
 
-async def _kill_one(kit: Kit, workers: Workers, alive: list[subprocess.Popen[bytes]]) -> Fault:
-    """Kill the one that has the most to do, start another, and see what was begun finished."""
+async def _kill_one(
+    kit: Kit, workers: Workers, alive: list[subprocess.Popen[bytes]], report: Report
+) -> Fault:
+    """Kill the one that has the most to do, start another, and see what was begun finished.
+
+    And what was emitted since: the load goes on until then.
+    """
 
     def victim() -> subprocess.Popen[bytes]:
         return max(alive, key=lambda process: len(workers.interrupted(process)))
@@ -200,7 +205,11 @@ async def _kill_one(kit: Kit, workers: Workers, alive: list[subprocess.Popen[byt
     alive.append(await asyncio.to_thread(workers.start))
     fault.ended = time.monotonic()
     await workers.until(
-        lambda: begun <= _ids(workers) and workers.handled()[-1].at > fault.ended,
+        lambda: (
+            report.confirmed_since(fault.ended) >= EMITTERS
+            and begun <= _ids(workers)
+            and workers.handled()[-1].at > fault.ended
+        ),
         kit.suite.recovery,
     )
     return fault
