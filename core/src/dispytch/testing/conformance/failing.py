@@ -197,7 +197,7 @@ async def _kill_one(
 
     await workers.until(lambda: bool(workers.interrupted(victim())), kit.suite.recovery)
     killed = victim()
-    fault = Fault("consumer killed", time.monotonic(), under_way=IN_FLIGHT)
+    fault = Fault("consumer killed", time.monotonic(), under_way=IN_FLIGHT, watched=False)
     await asyncio.to_thread(workers.kill, killed)
     begun = workers.interrupted(killed)
     assert begun, "no handler was at work when the consumer was killed"

@@ -19,8 +19,8 @@ EMITTERS = 50
 BATCH = 5
 """How many events an emitter sends with `emit_many`; every tenth one does."""
 
-PAUSE = 0.2
-"""Seconds an emitter rests after an outcome: the load is many at once, not many per second."""
+PAUSE = 0.15
+"""Seconds an emitter rests after each event: the load is many at once, not many per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Load:
             and rise: with that for a key, events of one key are emitted one after the other.
         note: is told of each emit.
         emitters: how many emit at once.
-        pause: seconds each rests after an outcome.
+        pause: seconds each rests for each event, so that no key has more than others.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Load:
             ended = time.monotonic()
             for event, outcome in zip(events, outcomes, strict=True):
                 self._note(Emit(event.id, began, ended, outcome))
-            await self._rest(self._pause)
+            await self._rest(self._pause * size)
 
     async def _emit(self, events: list[EventBase]) -> list[Receipt | BaseException]:
         try:

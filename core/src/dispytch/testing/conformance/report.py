@@ -1,6 +1,7 @@
 """Report: what was emitted and handled around faults, and what must be true of it."""
 
 import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -12,6 +13,8 @@ from dispytch.producer import Receipt
 from dispytch.testing.conformance.load import Emit
 
 __all__ = ["Fault", "Handled", "Report", "check_order", "duplicates"]
+
+logger = logging.getLogger("dispytch")
 
 
 class Handled(NamedTuple):
@@ -33,6 +36,7 @@ class Fault:
         began: second of `time.monotonic()`.
         ended: the same; it ends when what was done is undone.
         under_way: how many events the listener had at most while it lasted.
+        watched: whether somebody looks at `health()`.
         down: when `health()` first told of it; None: never.
         up: when `health()` was good again after that.
     """
@@ -41,6 +45,7 @@ class Fault:
     began: float
     ended: float = float("inf")
     under_way: int = 0
+    watched: bool = True
     down: float | None = None
     up: float | None = None
 
@@ -69,9 +74,11 @@ class Fault:
 
     def told(self) -> str:
         """When it was seen, for messages."""
+        if not self.watched:
+            return ""
         if self.down is None:
-            return "health() told nothing"
-        down = f"health() told {self.down - self.began:.1f} s after it began"
+            return "; health() told nothing"
+        down = f"; health() told {self.down - self.began:.1f} s after it began"
         if self.up is None:
             return f"{down} and was not good again"
         return f"{down} and was good again {max(self.up - self.ended, 0.0):.1f} s after its end"
@@ -123,7 +130,7 @@ class Report:
             lasted = min(fault.ended, time.monotonic()) - fault.began
             told.append(
                 f"{fault.name} for {lasted:.1f} s with up to {fault.under_way} under way (before, "
-                f"during, after: {_phases(emits)} emits, {_phases(runs)} handled; {fault.told()})"
+                f"during, after: {_phases(emits)} emits, {_phases(runs)} handled{fault.told()})"
             )
         return "; ".join([*told, *sorted(self.problems)])
 
@@ -135,6 +142,7 @@ class Report:
             ordered: whether confirmed events of one key must have been handled in order.
         """
         summary = self.summary()
+        logger.info(summary)
         outcomes = [emit.outcome for emit in self.emits]
         strange = [o for o in outcomes if not isinstance(o, Receipt | EmitRejected | EmitUnknown)]
         assert not strange, f"an emit raised {strange[0]!r}: {summary}"
