@@ -60,7 +60,11 @@ class FailingTests:
                     report.faults.append(await _kill_one(kit, workers, alive, report))
             finally:
                 await load.end()
-            await workers.until(lambda: report.confirmed <= _ids(workers), kit.suite.recovery)
+            await workers.until(
+                lambda: report.confirmed <= _ids(workers),
+                kit.suite.recovery,
+                f"all of {len(report.confirmed)} confirmed events to be handled",
+            )
             for process in alive:
                 await asyncio.to_thread(workers.terminate, process)
         for each in workers.handled():
@@ -195,7 +199,9 @@ async def _kill_one(
     def victim() -> subprocess.Popen[bytes]:
         return max(alive, key=lambda process: len(workers.interrupted(process)))
 
-    await workers.until(lambda: bool(workers.interrupted(victim())), kit.suite.recovery)
+    await workers.until(
+        lambda: bool(workers.interrupted(victim())), kit.suite.recovery, "a handler at work"
+    )
     killed = victim()
     fault = Fault("consumer killed", time.monotonic(), under_way=IN_FLIGHT, watched=False)
     await asyncio.to_thread(workers.kill, killed)
@@ -211,6 +217,7 @@ async def _kill_one(
             and workers.handled()[-1].at > fault.ended
         ),
         kit.suite.recovery,
+        f"what the killed consumer had begun ({len(begun)} events) to be handled by others",
     )
     return fault
 

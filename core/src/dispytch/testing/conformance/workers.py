@@ -76,15 +76,15 @@ class Workers:
 
     async def reach(self, count: int, within: float) -> list[Handled]:
         """Wait until so many different events were handled."""
-        await self.until(lambda: len({each.event_id for each in self.handled()}) >= count, within)
+        await self.until(
+            lambda: len({each.event_id for each in self.handled()}) >= count,
+            within,
+            f"{count} events handled",
+        )
         return self.handled()
 
-    async def hear_of(self, process: subprocess.Popen[bytes], within: float) -> None:
-        """Wait until a worker has handled something."""
-        await self.until(lambda: process.pid in {each.pid for each in self.handled()}, within)
-
-    async def until(self, true: Callable[[], bool], within: float) -> None:
-        """Wait for something in their log.
+    async def until(self, true: Callable[[], bool], within: float, what: str) -> None:
+        """Wait for something in their log; `what` names it.
 
         Raises:
             AssertionError: it took longer.
@@ -92,7 +92,8 @@ class Workers:
         deadline = time.monotonic() + within
         while not true():
             assert time.monotonic() < deadline, (
-                f"not within {within:g} s, with {len(self.handled())} handled: {self.told()}"
+                f"waited {within:g} s in vain for {what}, with {len(self.handled())} handled\n"
+                f"{self.told()}"
             )
             await asyncio.sleep(0.05)
 
