@@ -159,13 +159,6 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session(python=NEWEST)
-def chaos(session: nox.Session) -> None:
-    """The faults again, with the full loads that are too long for every change."""
-    _install(session, *PLUGINS, groups=("test", "brokers"))
-    session.run("pytest", "tests/chaos", *session.posargs, env={"DISPYTCH_FULL_LOAD": "1"})
-
-
-@nox.session(python=NEWEST)
 def conformance(session: nox.Session) -> None:
     """The conformance kit on every backend, full loads; writes the table of guarantees."""
     _install(session, *PLUGINS, groups=("test", "brokers"))

@@ -12,7 +12,7 @@ from dispytch.testing.conformance.kit import Kit, Numbered
 from dispytch.testing.conformance.load import EMITTERS, Load, News
 from dispytch.testing.conformance.report import Fault, Handled, Report
 
-__all__ = ["EMIT_TIMEOUT", "IN_FLIGHT", "Flow", "no_tasks_left"]
+__all__ = ["EMIT_TIMEOUT", "EVENTS", "IN_FLIGHT", "Flow", "no_tasks_left"]
 
 EMIT_TIMEOUT = 5.0
 """Seconds an emit has: those that meet a fault end during it."""
@@ -22,6 +22,9 @@ IN_FLIGHT = 50
 
 WORK = 0.02
 """Seconds a handler takes: some are always under way."""
+
+EVENTS = 10_000
+"""How many events are handled in all, at least."""
 
 BATCH = 100
 """How many events are emitted when all is over; and at least handled before and after a fault."""
@@ -139,6 +142,7 @@ class Flow:
 
     async def finish(self) -> None:
         """End the load, and check that all is handled, and a new batch too."""
+        await self.handled(self.kit.many(EVENTS))
         await self._load.end()
         await self.until(lambda: not self.report.unhandled)
         await self.batch()
