@@ -86,12 +86,9 @@ class FailingTests:
         count = kit.many(EVENTS)
         async with Flow.through(kit) as flow:
             await flow.handled(count // 3)
-            async with flow.fault("killed"):
-                try:
-                    await asyncio.to_thread(broker.kill)
-                    await flow.noticed()
-                finally:
-                    await asyncio.to_thread(broker.start)
+            async with flow.fault("killed", repair=broker.start):
+                await asyncio.to_thread(broker.kill)
+                await flow.noticed()
             await flow.handled(count // 2)
             async with flow.fault("restarted", noticed=False):
                 await asyncio.to_thread(broker.restart)
@@ -106,12 +103,9 @@ class FailingTests:
         """Everything confirmed is handled though the broker stands still for 15 seconds."""
         async with Flow.through(kit) as flow:
             await flow.handled(kit.many(EVENTS) // 3)
-            async with flow.fault("frozen"):
-                try:
-                    await asyncio.to_thread(broker.freeze)
-                    await asyncio.sleep(OUTAGE)
-                finally:
-                    await asyncio.to_thread(broker.thaw)
+            async with flow.fault("frozen", repair=broker.thaw):
+                await asyncio.to_thread(broker.freeze)
+                await asyncio.sleep(OUTAGE)
 
     @promised(
         look="what happens to sends and acknowledgements under way when their connection is lost: "
@@ -127,12 +121,9 @@ class FailingTests:
                 await asyncio.to_thread(network.proxy.reset)
                 await flow.more()
                 await asyncio.to_thread(network.proxy.reset)
-            async with flow.fault("refused"):
-                try:
-                    await asyncio.to_thread(network.proxy.refuse)
-                    await flow.noticed()
-                finally:
-                    await asyncio.to_thread(network.proxy.restore)
+            async with flow.fault("refused", repair=network.proxy.restore):
+                await asyncio.to_thread(network.proxy.refuse)
+                await flow.noticed()
 
     @promised(
         look="timeouts and heartbeats: a connection that is open and dead must be noticed and "
@@ -144,12 +135,9 @@ class FailingTests:
         """Everything confirmed is handled though the network swallows all for 15 seconds."""
         async with Flow.through(kit, network.url) as flow:
             await flow.handled(kit.many(EVENTS) // 3)
-            async with flow.fault("swallowed"):
-                try:
-                    await asyncio.to_thread(network.proxy.black_hole)
-                    await asyncio.sleep(OUTAGE)
-                finally:
-                    await asyncio.to_thread(network.proxy.restore)
+            async with flow.fault("swallowed", repair=network.proxy.restore):
+                await asyncio.to_thread(network.proxy.black_hole)
+                await asyncio.sleep(OUTAGE)
 
     @promised(
         look="`start` and `subscribe` without a broker: they raise ConnectError or wait, leave "
@@ -171,16 +159,13 @@ class FailingTests:
                 came.add(event.id)
                 flow.news.tell()
 
-            async with flow.fault("killed"):
-                try:
-                    await asyncio.to_thread(broker.kill)
-                    starting = asyncio.create_task(_start(second))
-                    await asyncio.wait({starting}, timeout=START_TIMEOUT + LATE)
-                    too_early = starting.done() and starting.result() is None
-                    assert not too_early, "start() returned though the broker was down"
-                    await flow.noticed()
-                finally:
-                    await asyncio.to_thread(broker.start)
+            async with flow.fault("killed", repair=broker.start):
+                await asyncio.to_thread(broker.kill)
+                starting = asyncio.create_task(_start(second))
+                await asyncio.wait({starting}, timeout=START_TIMEOUT + LATE)
+                too_early = starting.done() and starting.result() is None
+                assert not too_early, "start() returned though the broker was down"
+                await flow.noticed()
             await _started(second, starting, kit.suite.recovery)
             fresh = await flow.batch()
             await flow.until(lambda: came.issuperset(fresh))

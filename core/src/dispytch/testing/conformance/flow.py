@@ -96,19 +96,26 @@ class Flow:
             self._watching.cancel()
 
     @contextlib.asynccontextmanager
-    async def fault(self, name: str, *, noticed: bool = True) -> AsyncIterator[Fault]:
-        """What is inside does harm and repairs it: it begins with handlers at work.
+    async def fault(
+        self, name: str, *, repair: Callable[[], object] | None = None, noticed: bool = True
+    ) -> AsyncIterator[Fault]:
+        """What is inside does harm: it begins with handlers at work.
 
         Afterwards events are handled again, and `health()` is good.
 
         Args:
             name: for messages.
+            repair: ends it; blocks meanwhile. None: it ends by itself.
             noticed: whether it lasts long enough for `health()` to tell of it.
         """
         await self.until(lambda: bool(self.listener.health().running))
         fault = Fault(name, time.monotonic(), under_way=self._under_way())
         self.report.faults.append(fault)
-        yield fault
+        try:
+            yield fault
+        finally:
+            if repair is not None:
+                await asyncio.to_thread(repair)
         fault.ended = time.monotonic()
         if noticed:
             await self.noticed()
