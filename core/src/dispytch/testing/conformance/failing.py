@@ -1,6 +1,7 @@
 """FailingTests: consumers, brokers and networks that fail while events flow."""
 
 import asyncio
+import signal
 import subprocess
 import time
 
@@ -179,18 +180,9 @@ async def _kill_one(
 
     And what was emitted since: the load goes on until then.
     """
-
-    def victim() -> subprocess.Popen[bytes]:
-        return max(alive, key=lambda process: len(workers.interrupted(process)))
-
-    await workers.until(
-        lambda: bool(workers.interrupted(victim())), kit.suite.recovery, "a handler at work"
-    )
-    killed = victim()
+    killed, begun = await _held_at_work(workers, alive, kit.suite.recovery)
     fault = Fault("consumer killed", time.monotonic(), under_way=IN_FLIGHT, watched=False)
     await asyncio.to_thread(workers.kill, killed)
-    begun = workers.interrupted(killed)
-    assert begun, "no handler was at work when the consumer was killed"
     alive.remove(killed)
     alive.append(await asyncio.to_thread(workers.start))
     fault.ended = time.monotonic()
@@ -204,6 +196,25 @@ async def _kill_one(
         f"what the killed consumer had begun ({len(begun)} events) to be handled by others",
     )
     return fault
+
+
+async def _held_at_work(
+    workers: Workers, alive: list[subprocess.Popen[bytes]], within: float
+) -> tuple[subprocess.Popen[bytes], set[str]]:
+    """Stop a worker in the middle of handlers; it, and the events that it has begun."""
+
+    def busiest() -> subprocess.Popen[bytes]:
+        return max(alive, key=lambda process: len(workers.interrupted(process)))
+
+    while True:
+        await workers.until(
+            lambda: bool(workers.interrupted(busiest())), within, "a handler to be at work"
+        )
+        held = busiest()
+        held.send_signal(signal.SIGSTOP)  # what is under way now stays so
+        if begun := workers.interrupted(held):
+            return held, begun
+        held.send_signal(signal.SIGCONT)
 
 
 def _ids(workers: Workers) -> set[str]:
