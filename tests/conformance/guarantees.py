@@ -38,9 +38,17 @@ _FLAG = re.compile(r"^ {4,8}(\w+): (.+?)\.?$", re.MULTILINE)
 
 
 def tests_of(suite: type[BackendConformance]) -> dict[str, Promise]:
-    """The tests of the kit that apply to a backend."""
-    named = {name: inspect.getattr_static(suite, name) for name in dir(suite)}
-    return {name: found for name, test in named.items() if (found := promise_of(test)) is not None}
+    """The tests of the kit that apply to a backend, those it expects to fail included."""
+    return {
+        name: promise
+        for name, promise in _promises(*BackendConformance.__mro__).items()
+        if inspect.getattr_static(suite, name) is not None
+    }
+
+
+def _promises(*kinds: type) -> dict[str, Promise]:
+    found = {name: promise_of(test) for kind in kinds for name, test in vars(kind).items()}
+    return {name: promise for name, promise in found.items() if promise is not None}
 
 
 def read_results(report: Path) -> Results:
@@ -82,7 +90,7 @@ def table(results: Results) -> str:
         _row(*["---"] * (len(names) + 1)),
         *(
             _row(promise.text.rstrip("."), *(_fault_cell(s, name, results) for s in SUITES))
-            for name, promise in _faults().items()
+            for name, promise in _promises(FailingTests).items()
         ),
         "",
         _row("", *names),
@@ -96,11 +104,6 @@ def table(results: Results) -> str:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _faults() -> dict[str, Promise]:
-    found = {name: promise_of(test) for name, test in vars(FailingTests).items()}
-    return {name: promise for name, promise in found.items() if promise is not None}
 
 
 def _flag_cell(suite: type[BackendConformance], flag: str, results: Results) -> str:

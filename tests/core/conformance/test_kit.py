@@ -87,7 +87,10 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
         ("batch_is_complete_and_in_order", "ordering_is_as_declared"),
     ),
     "exceeds-limit": ("2 == 1", ("receive_returns_at_most_limit",)),
-    "returns-nothing": ("nothing was there", ("receive_returns_at_most_limit",)),
+    "returns-nothing": (
+        "nothing was there",
+        ("receive_returns_at_most_limit", "stop_while_receiving_returns_soon"),
+    ),
     "cancelled-receive-loses": (r"0 of \d+ came", ("cancelled_receive_loses_nothing",)),
     "stop-acks-held": ("0 of 5 came", _GIVEN_BACK),
     "swallows-nacks": (
@@ -99,7 +102,7 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
         ("acknowledged_events_stay_done", "stopped_consumer_leaves_the_others_going"),
     ),
     "attempt-never-rises": (
-        r"\[1, 1, 1, 1\] == \[1, 2, 3, 4\]",
+        "attempts do not rise",
         ("nack_brings_it_again", "delayed_redelivery_is_as_declared"),
     ),
     "nack-changes-payload": ("other bytes came again", ("nack_brings_it_again",)),

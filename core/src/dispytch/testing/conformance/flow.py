@@ -138,8 +138,9 @@ class Flow:
         )
 
     async def handled(self, count: int) -> None:
-        """Wait until so many events have been handled."""
-        await self.until(lambda: len(self.report.handled) >= count)
+        """Wait until so many events have been handled, as long as there are always more."""
+        while len(self.report.handled) < count:
+            await self.more()
 
     async def until(self, true: Callable[[], bool], within: float | None = None) -> None:
         """Wait for something, at most as long as recovering may take."""

@@ -215,35 +215,27 @@ class Kit:
             AssertionError: fewer came.
         """
         came: list[Delivery] = []
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while len(came) < count:
-                    fresh = await consumer.receive(min(limit, count - len(came)))
-                    came += fresh
-                    if not fresh:  # against the contract, and no reason to hang here
-                        await asyncio.sleep(0)
-                    if ack:
-                        for delivery in fresh:
-                            await delivery.ack()
-        assert len(came) >= count, f"{len(came)} of {count} came within {within:g} s"
-        return came
-
-    async def rest(self, consumer: Consumer, *, quiet: float | None = None) -> list[Delivery]:
-        """What comes until nothing more does, acknowledged."""
-        came: list[Delivery] = []
-        quiet = self.suite.quiet if quiet is None else quiet
-        loop = asyncio.get_running_loop()
-        latest = loop.time()
-        with contextlib.suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout_at(latest + quiet):
-                    fresh = await consumer.receive(100)
-                    if not fresh:  # against the contract, and no reason to hang here
-                        await asyncio.sleep(0)
-                came += fresh
+        deadline = asyncio.get_running_loop().time() + within
+        while len(came) < count:
+            fresh = await _by(deadline, consumer, min(limit, count - len(came)))
+            assert fresh is not None, f"{len(came)} of {count} came within {within:g} s"
+            came += fresh
+            if ack:
                 for delivery in fresh:
                     await delivery.ack()
-                latest = loop.time() if fresh else latest
+        return came
+
+    async def rest(self, consumer: Consumer) -> list[Delivery]:
+        """What comes until nothing more does, acknowledged."""
+        came: list[Delivery] = []
+        loop, quiet = asyncio.get_running_loop(), self.suite.quiet
+        deadline = loop.time() + quiet
+        while (fresh := await _by(deadline, consumer, 100)) is not None:
+            came += fresh
+            for delivery in fresh:
+                await delivery.ack()
+            if fresh:
+                deadline = loop.time() + quiet
         return came
 
     async def share(
@@ -306,3 +298,18 @@ class Kit:
         for stop in reversed(self._closing):
             with contextlib.suppress(Exception):
                 await self.stop(stop())
+
+
+async def _by(deadline: float, consumer: Consumer, limit: int) -> Sequence[Delivery] | None:
+    """What is received; None: nothing until the deadline."""
+    scope = asyncio.timeout_at(deadline)
+    try:
+        async with scope:
+            fresh = await consumer.receive(limit)
+            if not fresh:  # against the contract, and no reason to hang here
+                await asyncio.sleep(0)
+    except TimeoutError:
+        if scope.expired():
+            return None
+        raise
+    return fresh

@@ -4,9 +4,12 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
+
+if TYPE_CHECKING:
+    from dispytch.testing.conformance.kit import Kit
 
 __all__ = ["Promise", "promise_of", "promised"]
 
@@ -20,22 +23,20 @@ class Promise:
     Attributes:
         text: what is promised: the docstring of the test.
         look: where to look when it is broken.
-        needs: what must be there for the test to apply, see `BackendConformance.there`.
-        within: seconds after which it has failed.
+        needs: what must be there for the test to apply, see `BackendConformance`.
         shows: the capability that it shows; None: what every backend must keep.
     """
 
     text: str
     look: str
     needs: frozenset[str]
-    within: float
     shows: str | None
 
 
 def promised(
     *, look: str, needs: tuple[str, ...] = (), within: float = 60.0, shows: str | None = None
 ) -> Callable[[_T], _T]:
-    """Make a test of the kit: bounded in time, and telling of what failed.
+    """Make a test of the kit: bounded in time, telling of what failed, closing what it opened.
 
     Args:
         look: where the author of the backend should look when it fails.
@@ -46,22 +47,23 @@ def promised(
 
     def decorate(test: _T) -> _T:
         text = " ".join((test.__doc__ or "").split())
-        promise = Promise(text, look, frozenset(needs), within, shows)
+        promise = Promise(text, look, frozenset(needs), shows)
 
         @functools.wraps(test)
-        async def kept(*args: Any, **fixtures: Any) -> None:
-            scope = asyncio.timeout(within)
+        async def kept(self: object, kit: "Kit", **fixtures: Any) -> None:
+            testing = asyncio.ensure_future(test(self, kit, **fixtures))
             try:
-                async with scope:
-                    await test(*args, **fixtures)
+                done, _ = await asyncio.wait({testing}, timeout=within)
+                assert done, f"not done within {within:g} s"
+                testing.result()
             except (Exception, pytest.fail.Exception) as error:
-                late = isinstance(error, TimeoutError) and scope.expired()
-                happened = f"not done within {within:g} s" if late else _happened(error)
-                told = f"promised: {promise.text}\nhappened: {happened}\nlook at:  {look}"
-                if late:
-                    raise AssertionError(told) from error
-                error.add_note(told)
+                error.add_note(
+                    f"promised: {promise.text}\nhappened: {_happened(error)}\nlook at:  {look}"
+                )
                 raise
+            finally:
+                testing.cancel()  # where it is not done: it may not even take that
+                await kit.aclose()
 
         kept.__dict__["promise"] = promise
         return cast("_T", kept)

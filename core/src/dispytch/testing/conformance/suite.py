@@ -1,13 +1,10 @@
 """BackendConformance: what an author subclasses, and which tests apply to the backend."""
 
-import contextlib
 import inspect
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-import pytest_asyncio
 
 from dispytch import plugins
 from dispytch.backend import Backend, Capabilities
@@ -52,12 +49,13 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
         stop_within: seconds that `stop` may take, whatever the broker does.
         recovery: seconds from the end of a fault until all is handled.
         quiet: seconds after which nothing comes any more that has not come.
+        light: modules of what the plugin requires that are no client: its schemas may import them.
         uncommitted: how many finished events, beside those under way, may come again when a
             consumer dies or its connection is lost.
         not_applicable: by the name of a test, what it needs and is not there.
     """
 
-    pytestmark = pytest.mark.asyncio
+    pytestmark = pytest.mark.asyncio(loop_scope="function")
 
     backend: ClassVar[str]
     lives_in: ClassVar[Literal["server", "file", "process"]] = "server"
@@ -66,6 +64,7 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
     stop_within: ClassVar[float] = 10.0
     recovery: ClassVar[float] = 60.0
     quiet: ClassVar[float] = 1.0
+    light: ClassVar[tuple[str, ...]] = ()
     uncommitted: ClassVar[int] = 0
     not_applicable: ClassVar[dict[str, tuple[str, ...]]] = {}
 
@@ -103,12 +102,10 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
 
     # The kit
 
-    @pytest_asyncio.fixture
-    async def kit(self, url: str, tmp_path: Path) -> AsyncIterator[Kit]:
-        """What the tests work with; closes what they opened."""
-        kit = Kit(self, url, tmp_path)
-        async with contextlib.aclosing(kit):
-            yield kit
+    @pytest.fixture
+    def kit(self, url: str, tmp_path: Path) -> Kit:
+        """What the tests work with. Each closes it in its own event loop."""
+        return Kit(self, url, tmp_path)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the tests that apply, and let none be lost silently."""
@@ -116,7 +113,7 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
         _refuse_silent_overrides(cls)
         if not hasattr(cls, "backend"):
             return
-        there, left_out, cls.not_applicable = cls.there(), cls.not_applicable, {}
+        there, left_out, cls.not_applicable = _there(cls), cls.not_applicable, {}
         for name, test in _tests().items():
             if name in left_out and inspect.getattr_static(cls, name) is None:
                 # A class that this one derives from left it out; here it may apply.
@@ -134,37 +131,33 @@ class BackendConformance(PluginTests, SendingTests, ReceivingTests, CapabilityTe
             if node is not metafunc.definition:
                 pytest.fail(_expects_all(node.name), pytrace=False)
 
-    @classmethod
-    def there(cls) -> frozenset[str]:
-        """What tests may need: capabilities, hooks that are given, where the broker lives."""
-        backend = _backend(cls.backend)
-        if backend is None:  # each test tells so
-            return frozenset().union(*(p.needs for t in _tests().values() if (p := promise_of(t))))
-        declared = {name for name in Capabilities.__slots__ if getattr(backend.capabilities, name)}
-        hooks = {
-            name
-            for name in ("broker", "network", "refused_url", "ttl", "delay", "priority")
-            if inspect.getattr_static(cls, name)
-            is not inspect.getattr_static(BackendConformance, name)
-        }
-        given = {
-            "oversize": cls.oversize is not None,
-            "unroutable": cls.unroutable,
-            "config": backend.event_config is not None,
-            "consumer": backend.consumer is not None,
-            "distribution": any(
-                info.name == cls.backend and info.distribution for info in plugins.backends()
-            ),
-            "other processes": cls.lives_in != "process",
-            # What is declared must be shown, with the broker's process: a file has none.
-            "restart": cls.lives_in != "file" and ("broker" in hooks or "durable" in declared),
-        }
-        return frozenset(
-            declared
-            | hooks
-            | {name for name, is_given in given.items() if is_given}
-            | {cls.lives_in}
-        )
+
+def _there(cls: type[BackendConformance]) -> frozenset[str]:
+    """What tests may need: capabilities, hooks that are given, where the broker lives."""
+    backend = _backend(cls.backend)
+    if backend is None:  # each test tells so
+        return frozenset().union(*(p.needs for t in _tests().values() if (p := promise_of(t))))
+    declared = {name for name in Capabilities.__slots__ if getattr(backend.capabilities, name)}
+    hooks = {
+        name
+        for name in ("broker", "network", "refused_url", "ttl", "delay", "priority")
+        if inspect.getattr_static(cls, name) is not inspect.getattr_static(BackendConformance, name)
+    }
+    given = {
+        "oversize": cls.oversize is not None,
+        "unroutable": cls.unroutable,
+        "config": backend.event_config is not None,
+        "consumer": backend.consumer is not None,
+        "distribution": any(
+            info.name == cls.backend and info.distribution for info in plugins.backends()
+        ),
+        "other processes": cls.lives_in != "process",
+        # What is declared must be shown, with the broker's process: a file has none.
+        "restart": cls.lives_in != "file" and ("broker" in hooks or "durable" in declared),
+    }
+    return frozenset(
+        declared | hooks | {name for name, is_given in given.items() if is_given} | {cls.lives_in}
+    )
 
 
 def _backend(name: str) -> Backend | None:

@@ -6,13 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 from dispytch.testing.conformance.report import Handled
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "environment"]
+
+
+def environment() -> dict[str, str]:
+    """For another Python that finds the modules that this one finds."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Workers:
@@ -30,6 +36,8 @@ class Workers:
         self._errors = folder / "errors"
         self._options = options
         self._log.touch()
+        self._told: defaultdict[str, list[Handled]] = defaultdict(list)
+        self._read_to = 0
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, **options: float) -> subprocess.Popen[bytes]:
@@ -38,13 +46,12 @@ class Workers:
         # By its path, as the package around it needs pytest; -P keeps its neighbours from being
         # taken for modules of the same names.
         program = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
-        found = os.pathsep.join(path for path in sys.path if path)
         with self._errors.open("ab") as errors:
             process = subprocess.Popen(
                 [*program, self._url, self._topic, str(self._log), *given],
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=os.environ | {"PYTHONPATH": found},
+                env=environment(),
             )
         self.processes.append(process)
         assert process.stdout is not None
@@ -102,12 +109,16 @@ class Workers:
         return self._errors.read_text()[-2000:] if self._errors.exists() else ""
 
     def _lines(self, what: str) -> list[Handled]:
-        words = (line.split() for line in self._log.read_text().splitlines())
-        return [
-            Handled(float(at), int(pid), int(lane), int(number), event_id)
-            for kind, at, pid, lane, number, event_id in words
-            if kind == what
-        ]
+        """What they wrote so far; only what is new is read."""
+        with self._log.open() as log:
+            log.seek(self._read_to)
+            for line in log:
+                kind, at, pid, lane, number, event_id = line.split()
+                self._told[kind].append(
+                    Handled(float(at), int(pid), int(lane), int(number), event_id)
+                )
+                self._read_to += len(line)
+        return self._told[what]
 
     def __enter__(self) -> Self:
         return self
