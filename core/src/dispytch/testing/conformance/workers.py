@@ -113,6 +113,8 @@ class Workers:
         with self._log.open() as log:
             log.seek(self._read_to)
             for line in log:
+                if not line.endswith("\n"):
+                    break  # it is being written
                 kind, at, pid, lane, number, event_id = line.split()
                 self._told[kind].append(
                     Handled(float(at), int(pid), int(lane), int(number), event_id)
