@@ -1,7 +1,7 @@
 """Backends that differ from the healthy twin by one fault each, and some that can only do less.
 
 A broken one is the twin with one method overridden, or with one thing declared that is not so: one
-twin is enough for all.
+twin is enough for all, and another one for what only it can do.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,6 +9,7 @@ from typing import Any
 
 from core.conformance import broken_receiving as receiving
 from core.conformance import broken_sending as sending
+from core.conformance.timed import TIMED
 from core.conformance.twin import TWIN
 from dispytch import plugins
 from dispytch.backend import Backend
@@ -24,11 +25,13 @@ class Fault:
         name: of the fault, and of the backend that has it.
         parts: by the name of an attribute of `Backend`, what stands there.
         declared: by the name of a capability, what is declared of it.
+        twin: what it is otherwise.
     """
 
     name: str
     parts: dict[str, Any] = field(default_factory=dict[str, Any])
     declared: dict[str, Any] = field(default_factory=dict[str, Any])
+    twin: Backend = TWIN
 
     @property
     def suite(self) -> str:
@@ -37,8 +40,8 @@ class Fault:
 
     def backend(self) -> Backend:
         """The twin with this fault."""
-        capabilities = replace(TWIN.capabilities, **self.declared)
-        return replace(TWIN, name=self.name, capabilities=capabilities, **self.parts)
+        capabilities = replace(self.twin.capabilities, **self.declared)
+        return replace(self.twin, name=self.name, capabilities=capabilities, **self.parts)
 
 
 _LACKING: dict[str, dict[str, Any]] = {
@@ -50,8 +53,15 @@ _LACKING: dict[str, dict[str, Any]] = {
     "keys": {"consumer": receiving.DropsKey},
     "patterns": {"consumer": receiving.NoPatterns},
     "replay": {"consumer": receiving.BeginsNow},
+    "ttl": {"consumer": receiving.IgnoresTtl},
+    "priority": {"consumer": receiving.IgnoresPriority},
 }
 """By the name of a capability, what has it not."""
+
+
+def _able(capability: str) -> Backend:
+    """The twin that has this."""
+    return TWIN if getattr(TWIN.capabilities, capability) else TIMED
 
 
 def _words(capability: str) -> str:
@@ -110,18 +120,20 @@ FAULTS: tuple[Fault, ...] = (
     Fault("ack-settles-earlier", {"consumer": receiving.AckSettlesEarlier}),
     Fault("stop-keeps-held", {"consumer": receiving.StopKeepsHeld}),
     Fault("ack-after-stop-breaks", {"consumer": receiving.AckAfterStopBreaks}),
+    Fault("holds-nothing-back", {"producer": sending.HoldsNothingBack}, twin=TIMED),
     Fault("declares-total-order", {}, {"ordering": "total"}),
     *(Fault(f"declares-{name}", {}, {name: True}) for name in ("durable", "ttl", "priority")),
-    *(Fault(f"lacks-{_words(name)}", parts) for name, parts in _LACKING.items()),
-    *(Fault(f"hides-{_words(name)}", {}, _undeclared(name)) for name in _LACKING),
+    *(Fault(f"lacks-{_words(name)}", parts, {}, _able(name)) for name, parts in _LACKING.items()),
+    *(Fault(f"hides-{_words(name)}", {}, _undeclared(name), _able(name)) for name in _LACKING),
 )
 """The twin with one thing wrong."""
 
 HEALTHY: tuple[Fault, ...] = (
     Fault("twin"),
+    Fault("timed-twin", twin=TIMED),
     Fault("only-sends", {"consumer": None}),
     *(
-        Fault(f"honest-about-{_words(name)}", parts, _modest(name))
+        Fault(f"honest-about-{_words(name)}", parts, _modest(name), _able(name))
         for name, parts in _LACKING.items()
     ),
 )

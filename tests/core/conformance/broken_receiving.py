@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from core.conformance.timed import TimedConsumer
 from core.conformance.twin import TwinConsumer
 from dispytch.consumer import Delivery, Subscription
 from dispytch.memory import MemoryBroker, MemoryDelivery
@@ -326,3 +327,17 @@ class AckAfterStopBreaks(TwinConsumer):
         assert self._group is not None
         assert self._member is not None
         super().settle(item)
+
+
+class IgnoresTtl(TimedConsumer):
+    """What has expired comes like anything else."""
+
+    def has_expired(self, item: Item) -> bool:
+        return False
+
+
+class IgnoresPriority(TimedConsumer):
+    """What was there first comes first."""
+
+    def rank_of(self, item: Item) -> int:
+        return 0

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from core.conformance.timed import TimedConfig, TimedProducer
 from core.conformance.twin import TwinConnection, TwinProducer
 from dispytch.errors import ConnectError, EmitRejected
 from dispytch.memory import MemoryBroker, MemoryMessage
@@ -264,3 +265,10 @@ class LooseConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     label: str = ""
+
+
+class HoldsNothingBack(TimedProducer):
+    """What is to wait is there at once."""
+
+    def delay_of(self, config: TimedConfig) -> float:
+        return 0.0

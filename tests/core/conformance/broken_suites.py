@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core.conformance.broken import FAULTS, HEALTHY, Fault, register
+from core.conformance.timed import TIMED, TimedConfig
 from core.conformance.twin import OVERSIZE
 from dispytch.testing.conformance import BackendConformance
 
@@ -44,8 +45,19 @@ def _suite(fault: Fault) -> type[BackendConformance]:
             _skip_waits(asyncio.get_running_loop())
             return f"{fault.name}://{uuid.uuid4().hex}"
 
-    Suite.__name__ = Suite.__qualname__ = fault.suite
-    return Suite
+    class Timed(Suite):
+        def ttl(self, seconds: float) -> TimedConfig:
+            return TimedConfig(ttl=seconds)
+
+        def delay(self, seconds: float) -> TimedConfig:
+            return TimedConfig(delay=seconds)
+
+        def priority(self, level: int) -> TimedConfig:
+            return TimedConfig(priority=level)
+
+    suite = Timed if fault.twin is TIMED else Suite
+    suite.__name__ = suite.__qualname__ = fault.suite
+    return suite
 
 
 globals().update({each.suite: _suite(each) for each in (*HEALTHY, *FAULTS)})

@@ -126,6 +126,7 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
     "ack-settles-earlier": ("0 of 10 came", ("ack_settles_nothing_else",)),
     "stop-keeps-held": ("0 of 5 came", _GIVEN_BACK),
     "ack-after-stop-breaks": ("AssertionError", ("ack_after_stop_is_harmless",)),
+    "holds-nothing-back": (r"assert \(.*\) >= ", ("delayed_event_is_not_early",)),
     "declares-total-order": ("another got a later one", ("ordering_is_as_declared",)),
     "declares-durable": (r"Capabilities\(durable=True\)", ("durable_is_as_declared",)),
     "declares-ttl": (r"Capabilities\(ttl=True\)", ("ttl_is_as_declared",)),
@@ -150,6 +151,8 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
     "lacks-keys": ("None == 'plain'", ("keys_are_as_declared",)),
     "lacks-patterns": ("0 of 1 came", ("patterns_are_as_declared",)),
     "lacks-replay": ("0 of 5 came", ("replay_is_as_declared",)),
+    "lacks-ttl": (r"\[b'expired'", ("ttl_is_as_declared",)),
+    "lacks-priority": ("5 < 4", ("priority_is_as_declared",)),
     "hides-ordering": ("not declared", ("ordering_is_as_declared",)),
     "hides-groups": ("not declared", ("groups_are_as_declared",)),
     "hides-manual-ack": ("not declared", ("manual_ack_is_as_declared",)),
@@ -158,6 +161,8 @@ MEANT: dict[str, tuple[str, tuple[str, ...]]] = {
     "hides-keys": ("not declared", ("keys_are_as_declared",)),
     "hides-patterns": ("not declared", ("patterns_are_as_declared",)),
     "hides-replay": ("not declared", ("replay_is_as_declared",)),
+    "hides-ttl": ("not declared", ("ttl_is_as_declared",)),
+    "hides-priority": ("not declared", ("priority_is_as_declared",)),
 }
 """By the name of a fault: what the first test meant for it says, and the tests meant for it."""
 
