@@ -4,11 +4,13 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,13 +27,56 @@ _PAGE = dict(_FILE.findall((ROOT / "docs/write-a-backend.md").read_text()))
 _SHORT = {**os.environ, "DISPYTCH_CONFORMANCE_LOAD": "short", "NO_COLOR": "1"}
 _SHORT.pop("DISPYTCH_PLUGINS", None)
 
+_IMPATIENT = """
+from dispytch.testing.conformance import capabilities
+
+capabilities._DECLARED = TestFolder.recovery = 10.0
+"""
+"""What never comes is not waited for as long as the kit does."""
+
+
+class Fault(NamedTuple):
+    """What makes the package broken, and the test of the kit that tells of it.
+
+    Attributes:
+        meant: the test.
+        says: what it says happened.
+        module: of the package.
+        changes: what stands there, and what in its place.
+    """
+
+    meant: str
+    says: str
+    module: str
+    changes: dict[str, str]
+
+
+_SETTLES_EARLY = Fault(
+    "test_killed_consumer_loses_nothing",
+    "what the killed consumer had begun",
+    "consumer.py",
+    {
+        "                deliveries = [LogDelivery": (
+            "                await self._in_thread(self._group.save, position)\n"
+            "                deliveries = [LogDelivery"
+        ),
+        "await self._in_thread(self._group.save, done_before)": "pass",
+    },
+)
+_CONFIRMS_EARLY = Fault(
+    "test_durable_files_are_as_declared",
+    "0 of 50 came",
+    "producer.py",
+    {"return await self._put(out)": "self._put(out)"},
+)
+
 
 class Desk:
     """A reader's directory outside the repository, with an environment of its own.
 
     Attributes:
         root: holds the package of the page and one that the command wrote.
-        kits: for each of them the run of its tests, which takes a while and goes on meanwhile.
+        kits: for each package the run of its tests, which takes a while and goes on meanwhile.
     """
 
     def __init__(self, root: Path) -> None:
@@ -53,10 +98,10 @@ class Desk:
         """Install into the environment, tools in the versions that are pinned."""
         self.call("-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *requirements)
 
-    def begin_tests(self, package: str) -> None:
+    def begin_tests(self, package: str, *args: str) -> None:
         """Run the tests of a package, beside everything else."""
         self.kits[package] = subprocess.Popen(
-            [self._python, "-m", "pytest", "-q"], cwd=self.root / package, env=_SHORT,
+            [self._python, "-m", "pytest", "-q", *args], cwd=self.root / package, env=_SHORT,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
@@ -165,3 +210,27 @@ def test_package_passes_the_conformance_kit(desk: Desk, package: str) -> None:
     assert desk.kits[package].returncode == 0, told
     assert " passed" in told
     assert "failed" not in told
+
+
+def test_kit_finds_the_faults_of_files(desk: Desk) -> None:
+    """A package that settles or confirms too early fails the test meant for that, and no other."""
+    faults = (_SETTLES_EARLY, _CONFIRMS_EARLY)
+    for fault in faults:
+        copy = desk.root / fault.meant
+        shutil.copytree(desk.root / "dispytch-folder", copy)
+        module = copy / "src/dispytch_folder" / fault.module
+        text = module.read_text()
+        for old, new in fault.changes.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        module.write_text(text)
+        with (copy / "tests/test_conformance.py").open("a") as tests:
+            tests.write(_IMPATIENT)
+        # With its modules before those that are installed.
+        asked = ("-o", "pythonpath=src", "-k", "killed_consumer or durable_files")
+        desk.begin_tests(fault.meant, *asked)
+    for fault in faults:
+        told, _ = desk.kits[fault.meant].communicate(timeout=120)
+        assert re.findall(r"(?m)^FAILED \S+::(\w+)", told) == [fault.meant], told
+        assert "1 failed, 1 passed" in told
+        assert re.search(rf"(?m)^E +promised: .*\nE +happened: .*{fault.says}", told), told
