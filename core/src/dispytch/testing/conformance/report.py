@@ -69,7 +69,7 @@ class Fault:
         for began, ended in times:
             before += ended < self.began
             after += began > self.ended
-            during += self.began <= began <= self.ended or self.began <= ended <= self.ended
+            during += began <= self.ended and ended >= self.began
         return before, during, after
 
     def told(self) -> str:
