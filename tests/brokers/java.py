@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from brokers.process import BrokerError, BrokerMissing
+from brokers.errors import BrokerError, BrokerMissing
 
 KAFKA = "3.9.2"
 SLF4J = "1.7.36"  # the one this Kafka was compiled with

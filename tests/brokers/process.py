@@ -21,17 +21,10 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from brokers import reaper
+from brokers.errors import BrokerError, BrokerMissing
 from dispytch.testing.conformance.proxy import LOCALHOST, free_port
 
 __all__ = ["LOCALHOST", "BrokerError", "BrokerMissing", "BrokerProcess", "free_port", "wait_until"]
-
-
-class BrokerError(RuntimeError):
-    """A broker did not do what the tests need of it."""
-
-
-class BrokerMissing(BrokerError):  # noqa: N818 - a state of the machine, not a fault
-    """The software of a broker is not on this machine."""
 
 
 class BrokerProcess(ABC):

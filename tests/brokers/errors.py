@@ -1,0 +1,9 @@
+"""What can go wrong with a broker of the tests. Imports nothing: brokers are installed before us."""
+
+
+class BrokerError(RuntimeError):
+    """A broker did not do what the tests need of it."""
+
+
+class BrokerMissing(BrokerError):  # noqa: N818 - a state of the machine, not a fault
+    """The software of a broker is not on this machine."""
