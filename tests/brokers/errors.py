@@ -1,4 +1,4 @@
-"""What can go wrong with a broker of the tests. Imports nothing: brokers are installed before us."""
+"""What can go wrong with a broker of the tests. Imports nothing: brokers come before packages."""
 
 
 class BrokerError(RuntimeError):
