@@ -26,3 +26,16 @@ def test_changed_flag_or_result_changes_the_table() -> None:
     assert guarantees.table(results) != guarantees.table(guarantees.recorded())
     del results["memory"]["test_headers_are_as_declared"]
     assert "| not run |" in guarantees.table(results)
+
+
+ELSEWHERE = {
+    "test_durable_files_are_as_declared",  # the tutorial's backend
+    "test_priority_is_as_declared",  # a twin of the kit's own tests, and the next one
+    "test_delayed_event_is_not_early",
+}
+
+
+def test_every_test_of_the_kit_applies_somewhere() -> None:
+    """A test that needs what nothing gives would never run, and nobody would miss it."""
+    applied = {name for suite in guarantees.SUITES for name in guarantees.tests_of(suite)}
+    assert applied | ELSEWHERE == guarantees.tests_of(BackendConformance).keys()

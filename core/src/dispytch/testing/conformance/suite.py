@@ -152,6 +152,7 @@ def _there(cls: type[BackendConformance]) -> frozenset[str]:
             info.name == cls.backend and info.distribution for info in plugins.backends()
         ),
         "other processes": cls.lives_in != "process",
+        "competing members": backend.capabilities.ordering != "total",
         # What is declared must be shown, with the broker's process: a file has none.
         "restart": cls.lives_in != "file" and ("broker" in hooks or "durable" in declared),
     }
