@@ -50,7 +50,7 @@ class CapabilityTests:
 
         async def probe(kit: Kit, within: float) -> None:
             topic = await kit.topic()
-            group = kit.name("g") if kit.capabilities.groups else None
+            group = kit.group()
             consumer = await kit.consumer(topic, group=group)
             producer = await kit.producer()
             for number in range(50):
@@ -116,11 +116,11 @@ class CapabilityTests:
     async def test_ordering_is_as_declared(self, kit: Kit) -> None:
         """`ordering`: 16 keys, 10 consumers, and order as far as it is declared."""
         declared = kit.capabilities.ordering
-        members = 10 if declared in {"key", "total"} and kit.capabilities.groups else 1
+        members = 10 if kit.keeps_order and kit.capabilities.groups else 1
         if declared != "none":
             await check_order(kit, members)
         if kit.capabilities.groups and kit.capabilities.manual_ack:
-            await _agree(kit, "ordering", one_at_a_time, declared=declared in {"key", "total"})
+            await _agree(kit, "ordering", one_at_a_time, declared=kit.keeps_order)
 
     @promised(
         look="`Consumer.subscribe`: the group", needs=("consumer",), within=120, shows="groups"

@@ -72,7 +72,7 @@ class FailingTests:
             report.finished(each)
         failed = [e.outcome for e in report.emits if not isinstance(e.outcome, Receipt)]
         assert not failed, f"an emit raised {failed[0]!r} with the broker at work"
-        report.check(repeatable=kit.suite.uncommitted, ordered=_ordered(kit))
+        report.check(repeatable=kit.suite.uncommitted, ordered=kit.keeps_order)
 
     @promised(
         look="when a confirmation is given (after the broker has written the event), and how "
@@ -219,10 +219,6 @@ async def _held_at_work(
 
 def _ids(workers: Workers) -> set[str]:
     return {each.event_id for each in workers.handled()}
-
-
-def _ordered(kit: Kit) -> bool:
-    return kit.capabilities.ordering in {"key", "total"}
 
 
 async def _start(listener: EventListener) -> ConnectError | None:

@@ -157,7 +157,7 @@ class Flow:
         await self.until(lambda: bool(self.listener.health()))
         self.report.check(
             repeatable=self.kit.suite.uncommitted,
-            ordered=self.kit.capabilities.ordering in {"key", "total"},
+            ordered=self.kit.keeps_order,
         )
 
     async def batch(self) -> list[str]:

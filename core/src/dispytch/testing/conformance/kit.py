@@ -75,9 +75,18 @@ class Kit:
         self._count += 1
         return f"{what}-{self._name}-{self._count}"
 
-    async def topic(self, *more: str) -> str:
-        """A topic that nobody has used; `more` segments may follow its unique first one."""
-        topic = self.backend.topic_delimiter.join((self.name("t"), *more))
+    def group(self) -> str | None:
+        """A group that nobody else has; None where there are no groups."""
+        return self.name("g") if self.capabilities.groups else None
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether events of one key stay in order among the members of a group."""
+        return self.capabilities.ordering in {"key", "total"}
+
+    async def topic(self) -> str:
+        """A topic that nobody has used."""
+        topic = self.name("t")
         await self.make_topic(topic)
         return topic
 
@@ -136,8 +145,7 @@ class Kit:
 
     async def subscriber(self, *topics: str, url: str | None = None) -> Consumer:
         """A consumer of a group of its own, where there are groups."""
-        group = self.name("g") if self.capabilities.groups else None
-        return await self.consumer(*topics, group=group, url=url)
+        return await self.consumer(*topics, group=self.group(), url=url)
 
     async def subscriber_of(self, url: str) -> Consumer:
         """A subscriber of a new topic, by another URL."""
@@ -277,21 +285,19 @@ class Kit:
 
     # Closing
 
-    async def stop(self, stopping: Awaitable[object]) -> float:
-        """Wait for a `stop`; how many seconds it took.
+    async def stop(self, stopping: Awaitable[object]) -> None:
+        """Wait for a `stop`.
 
         Raises:
             AssertionError: longer than `stop_within`.
         """
-        loop = asyncio.get_running_loop()
-        began, within = loop.time(), self.suite.stop_within
+        within = self.suite.stop_within
         task = asyncio.ensure_future(stopping)
         done, _ = await asyncio.wait({task}, timeout=within)
         if not done:
             task.cancel()
             raise AssertionError(f"stop() did not return within {within:g} s")
         task.result()
-        return loop.time() - began
 
     async def aclose(self) -> None:
         """Stop everything that was opened; what goes wrong then is other tests' matter."""

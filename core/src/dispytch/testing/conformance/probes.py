@@ -40,7 +40,7 @@ ONE_SECOND = 0.95
 
 async def check_order(kit: Kit, members: int) -> None:
     """Emit to so many members of a group; order must hold as far as it is declared."""
-    topic, group = await kit.topic(), kit.name("g") if kit.capabilities.groups else None
+    topic, group = await kit.topic(), kit.group()
     consumers = await asyncio.gather(*(kit.consumer(topic, group=group) for _ in range(members)))
     emitter, kind, count = await kit.emitter(timeout=60), kit.event(topic), kit.many(3_200)
     await emitter.emit_many(kind(lane=number % LANES, number=number) for number in range(count))
@@ -92,7 +92,7 @@ async def two_groups(kit: Kit, within: float) -> None:
 async def comes_again(kit: Kit, within: float) -> None:
     """What is received and not acknowledged comes again."""
     topic = await kit.topic()
-    group = kit.name("g") if kit.capabilities.groups else None
+    group = kit.group()
     first, producer = await kit.consumer(topic, group=group), await kit.producer()
     sent = {b"event %d" % number for number in range(5)}
     for payload in sorted(sent):
@@ -158,9 +158,9 @@ async def patterns_match(kit: Kit, within: float) -> None:
     for topic in topics.values():
         await kit.make_topic(topic)
     await kit.subscriber(*topics.values())  # so that they all go somewhere
-    group = kit.name("g") if kit.capabilities.groups else None
+    group = kit.group()
     one = await kit.consumer(join((root, "{name}", "placed")), group=group)
-    rest = await kit.consumer(join((root, "*")), group=group and kit.name("h"))
+    rest = await kit.consumer(join((root, "*")), group=kit.group())
     producer = await kit.producer()
     for what, topic in topics.items():
         await kit.send(producer, topic, what.encode())
@@ -186,7 +186,7 @@ async def earlier_events_come(kit: Kit, within: float) -> None:
 async def expired_events_stay_away(kit: Kit, within: float) -> None:
     """Of three events the one that has expired does not come."""
     topic = await kit.topic()
-    group = kit.name("g") if kit.capabilities.groups else None
+    group = kit.group()
     await kit.stop((await kit.consumer(topic, group=group)).stop())
     producer = await kit.producer()
     await kit.send(producer, topic, b"expired", config=kit.suite.ttl(1))
@@ -201,7 +201,7 @@ async def expired_events_stay_away(kit: Kit, within: float) -> None:
 async def high_comes_first(kit: Kit, within: float) -> None:
     """An event of high priority comes before one of low priority that was there first."""
     topic = await kit.topic()
-    group = kit.name("g") if kit.capabilities.groups else None
+    group = kit.group()
     await kit.stop((await kit.consumer(topic, group=group)).stop())
     producer = await kit.producer()
     for number in range(5):
