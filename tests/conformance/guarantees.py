@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from xml.etree import ElementTree as ET
 
-from conformance import test_kafka, test_memory, test_rabbitmq
+from conformance import test_kafka, test_memory, test_rabbitmq, test_sqlite
 from dispytch import Capabilities, plugins
 from dispytch.testing.conformance import BackendConformance
 from dispytch.testing.conformance.failing import FailingTests
@@ -25,6 +25,7 @@ RECORD = ROOT / "docs/conformance.json"
 
 SUITES: tuple[type[BackendConformance], ...] = (
     test_memory.TestMemory,
+    test_sqlite.TestSQLite,
     test_kafka.TestKafka,
     test_rabbitmq.TestRabbitMQ,
 )

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"template"},
     {"config", "topics"},
     {"producer", "consumer", "roundtrip", "url"},
-    {"hooks", "backend", "event"},
+    {"hooks", "backend", "event", "fields"},
     {"plugins", "envelope"},
     {"emitter", "listener"},
     {"memory"},

@@ -29,9 +29,7 @@ def test_changed_flag_or_result_changes_the_table() -> None:
 
 
 ELSEWHERE = {
-    "test_durable_files_are_as_declared",  # the tutorial's backend
-    "test_priority_is_as_declared",  # a twin of the kit's own tests, and the next one
-    "test_delayed_event_is_not_early",
+    "test_priority_is_as_declared",  # a twin of the kit's own tests
 }
 
 

@@ -54,6 +54,7 @@ _OURS = {  # scheme or name -> extra of the core that installs it
     "rabbitmq": "rabbitmq",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
+    "sqlite": "sqlite",
 }
 
 

@@ -1,7 +1,7 @@
 """RabbitMQEventConfig takes what AMQP can carry, and nothing else."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from typing import Any
@@ -62,6 +62,7 @@ def test_defaults_are_persistent_and_mandatory() -> None:
         {"expiration": math.nan},
         {"expiration": math.inf},
         {"expiration": 4294967.3},
+        {"expiration": 10**400},
         {"expiration": "60"},
         {"expiration": True},
         {"expiration": timedelta(seconds=-1)},
@@ -69,6 +70,7 @@ def test_defaults_are_persistent_and_mandatory() -> None:
         {"timestamp": -1},
         {"timestamp": 1.5},
         {"timestamp": True},
+        {"timestamp": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))},
         {"timestamp": datetime(2030, 1, 1)},  # noqa: DTZ001 - naive on purpose
         {"exchange": "a" * 128},
         {"exchange": "wrong*name"},
@@ -102,7 +104,7 @@ def test_defaults_are_persistent_and_mandatory() -> None:
         {"headers": {"BCC": [1]}},
         {"unknown": 1},
     ],
-    ids=str,
+    ids=lambda settings: str(settings)[:80],
 )
 def test_what_is_wrong_is_refused_when_built(settings: dict[str, Any]) -> None:
     """Every literal mistake is refused before there is an event, naming its field."""

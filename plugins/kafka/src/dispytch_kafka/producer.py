@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
+from dispytch.fields import effective_key
 from dispytch.producer import Details, Outcome
 from dispytch_kafka.client import append, partition_for, ping, queue_record
 from dispytch_kafka.config import KafkaEventConfig
@@ -16,7 +17,7 @@ from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
 from dispytch_kafka.link import Link
-from dispytch_kafka.record import Record, details_of, effective_key, record_of
+from dispytch_kafka.record import Record, details_of, record_of
 from dispytch_kafka.topics import ensure_topic
 
 __all__ = ["KafkaProducer"]

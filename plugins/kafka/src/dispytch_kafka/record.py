@@ -2,19 +2,16 @@
 
 import re
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from dispytch import EmitRejected, Outgoing
-from dispytch.template import key_text
+from dispytch.fields import effective_key, encode_key, header_pairs
 
 __all__ = [
     "Record",
     "check_topic",
     "details_of",
-    "effective_key",
     "encode_key",
     "is_topic",
     "record_of",
@@ -45,49 +42,15 @@ class Record:
 
 
 def record_of(out: Outgoing) -> Record:
-    """The record for an event; the config's headers first, nearer ones of a middleware win."""
+    """The record for an event."""
     config = out.config
     partition = timestamp_ms = None
-    headers: list[tuple[str, bytes]] = []
     if config is not None:
         partition, timestamp_ms = config.partition, config.timestamp_ms
-        headers = [(name, _bytes(value)) for name, value in pairs(config.headers)]
-    if out.headers:
-        headers = [header for header in headers if header[0] not in out.headers]
-        headers += [(name, _bytes(value)) for name, value in out.headers.items()]
     if timestamp_ms is None:
         timestamp_ms = time.time_ns() // 1_000_000
-    return Record(out.topic, out.payload, effective_key(out), partition, timestamp_ms, headers)
-
-
-def effective_key(out: Outgoing) -> bytes | None:
-    """The record's key: the config's, else the event's `__key__`."""
-    if out.config is not None and out.config.partition_key is not None:
-        return encode_key(out.config.partition_key)
-    # A key that came from Kafka may be any bytes: its text holds them as surrogates.
-    return None if out.key is None else out.key.encode(errors="surrogateescape")
-
-
-def encode_key(value: Any) -> bytes:
-    """The bytes of a key: bytes as they are, else the UTF-8 of its one obvious text.
-
-    Raises:
-        ValueError: the value has no such text, or it can't be encoded.
-    """
-    if isinstance(value, Enum):
-        value = value.value
-    if isinstance(value, bytes):
-        return value
-    text = key_text(value)
-    if text is None:
-        raise ValueError(
-            f"can't be a {type(value).__name__}: use bytes, str, int, UUID, Decimal, date, "
-            "datetime, or an Enum of these"
-        )
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds characters that UTF-8 can't encode") from None
+    key, headers = effective_key(out), header_pairs(out)
+    return Record(out.topic, out.payload, key, partition, timestamp_ms, headers)
 
 
 def details_of(stored: Any, record: Record, position: int | None = None) -> dict[str, Any]:
@@ -125,12 +88,3 @@ def check_topic(topic: str) -> None:
             f"{topic[:260]!r} is no legal Kafka topic: 1 to 249 characters of a-z, A-Z, 0-9, "
             "'.', '_' and '-', and neither '.' nor '..'"
         )
-
-
-def pairs(headers: Any) -> Iterable[tuple[str, str | bytes]]:
-    """The headers of a config as pairs, whichever of the two forms they were given in."""
-    return headers.items() if isinstance(headers, Mapping) else headers
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value

@@ -1,9 +1,8 @@
 """RabbitMQEventConfig and RabbitMQConnection: each field's unit, default and AMQP term."""
 
-import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from dispytch import BackendConfig, Connection
+from dispytch.fields import Duration, aware, seconds
 from dispytch_rabbitmq.table import MAX_SECONDS, plain_table
 
 __all__ = [
@@ -89,23 +89,9 @@ def _delivery_mode(value: Any) -> Any:
     return _DELIVERY_MODES[value]
 
 
-def _seconds(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return _aware(value)
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("a number of seconds, a timedelta or an aware datetime")  # noqa: TRY004 - pydantic wants ValueError
-    else:
-        seconds = value
-    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_EXPIRATION):
-        raise ValueError(f"must be 0 to {MAX_EXPIRATION} seconds")
-    return value
-
-
 def _timestamp(value: Any) -> Any:
     if isinstance(value, datetime):
-        value = int(_aware(value).timestamp())
+        value = int(aware(value).timestamp())
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("whole seconds since 1970 UTC, or an aware datetime")  # noqa: TRY004 - pydantic wants ValueError
     if not 0 <= value <= MAX_SECONDS:
@@ -113,12 +99,6 @@ def _timestamp(value: Any) -> Any:
             f"seconds since 1970 UTC, 0 to {MAX_SECONDS}; are these milliseconds? AMQP has seconds"
         )
     return value
-
-
-def _aware(value: datetime) -> datetime:
-    if value.utcoffset() is None:
-        raise ValueError("a datetime needs a time zone")
-    return value.astimezone(UTC)
 
 
 def _headers(value: Any) -> Any:
@@ -161,7 +141,9 @@ class RabbitMQEventConfig(BackendConfig):
         "those that groups listen on are quorum queues, which have none. "
         "Default: unset, which such queues take for 0.",
     )
-    expiration: Annotated[float | timedelta | datetime, BeforeValidator(_seconds)] | None = Field(
+    expiration: (
+        Annotated[Duration | datetime, seconds(moment=True, limit=MAX_EXPIRATION)] | None
+    ) = Field(
         default=None,
         description="Time to live in SECONDS (a number or a timedelta, 0 to 4294967.295), after "
         "which a queue drops or dead-letters the message; an aware datetime is a deadline, and "

@@ -1,0 +1,222 @@
+"""SQLiteConsumer: receives events from the log of a file."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from dispytch import ConfigError, ConnectError, Consumer, Delivery, Subscription
+from dispytch_sqlite.connection import SQLiteConnection
+from dispytch_sqlite.database import open_reader
+from dispytch_sqlite.errors import BACKEND, as_connect_error
+from dispytch_sqlite.log import now_ms
+from dispytch_sqlite.membership import Membership
+from dispytch_sqlite.news import News
+from dispytch_sqlite.producer import SQLiteProducer
+from dispytch_sqlite.reading import Feed, canonical
+from dispytch_sqlite.settling import Settling
+from dispytch_sqlite.writer import Writer
+
+__all__ = ["SQLiteConsumer"]
+
+_LAST_WRITE = 5.0  # seconds that stopping waits until what is done is written down
+_SOON = 100  # milliseconds until what is due, and could not be appended, is looked at again
+
+
+class SQLiteConsumer(Consumer):
+    """Receives events from a file.
+
+    The keys of a topic are spread over partitions, and each partition is with one member of a group
+    at a time. A member that dies is replaced when its lease is over. Without a group it gets what
+    is appended from now on, and leaves nothing behind.
+
+    Args:
+        connection: the file, and how it is used.
+
+    Raises:
+        ConfigError: `connection` is none.
+    """
+
+    backend = BACKEND
+    delays = True
+
+    def __init__(self, connection: SQLiteConnection) -> None:
+        if not isinstance(connection, SQLiteConnection):
+            raise ConfigError(
+                f"SQLiteConsumer takes a SQLiteConnection, not a {type(connection).__name__}; "
+                "or use EventListener.from_url('sqlite:///events.db')"
+            )
+        self._connection = connection
+        self._writer: Writer | None = None
+        self._db: sqlite3.Connection | None = None
+        self._feeds: list[Feed] = []
+        self._membership: Membership | None = None
+        self._end_news: Callable[[], None] = lambda: None
+        self._turn = 0
+
+    @classmethod
+    def from_connection(cls, connection: SQLiteConnection, /) -> Self:
+        """The consumer of the file a URL names."""
+        return cls(connection)
+
+    def dead_letter_producer(self) -> SQLiteProducer:
+        """A producer on the same file."""
+        return SQLiteProducer(self._connection)
+
+    async def start(self) -> None:
+        """Open the file, or make it.
+
+        Raises:
+            ConnectError: it can't be opened or made, or can't work; the message says why.
+        """
+        if self._writer is not None:
+            return
+        writer = await asyncio.to_thread(Writer.shared, self._connection)
+        try:
+            self._db = await asyncio.to_thread(open_reader, self._connection.file)
+        except BaseException:
+            await asyncio.to_thread(writer.release)
+            raise
+        self._writer = writer
+        self._news = News(self._db, self._connection.poll_interval)
+        self._settling = Settling(writer, self._news.tell)
+        self._end_news = writer.tell_news(self._news.tell)
+        self._appending = asyncio.get_running_loop().create_future()
+        self._appending.set_result(None)
+
+    async def subscribe(self, subscriptions: Sequence[Subscription], /) -> None:
+        """Join the group; without one, begin at the end of the log.
+
+        Raises:
+            ConnectError: the file can't be written.
+            ConfigError: the subscriptions are of several groups.
+        """
+        writer, db = self._opened()
+        groups = {each.group for each in subscriptions}
+        if len(groups) > 1:
+            raise ConfigError(f"{BACKEND}: a consumer belongs to one group, not to several")
+        self._feeds = _feeds(db, subscriptions)
+        self._membership = Membership(
+            writer, self._settling, self._feeds, self._news.tell, self.drain_timeout
+        )
+        group = groups.pop() if groups else None
+        if group is None:
+            self._membership.stay_alone(db)
+        else:
+            await self._membership.join(group)
+
+    async def receive(self, limit: int, /) -> Sequence[Delivery]:
+        """Wait for events. Nothing is taken before it is returned, so cancelling loses none.
+
+        Raises:
+            ConnectError: the file can't be read.
+        """
+        while True:
+            self._opened()
+            try:
+                found, may_be_more, due = self._take(limit)
+            except sqlite3.Error as error:
+                raise as_connect_error(error, "can't read") from error
+            if found:
+                self._news.found()
+                return found
+            if may_be_more:
+                await asyncio.sleep(0)
+            else:
+                await self._news.wait(due)
+
+    def _take(self, limit: int) -> tuple[list[Delivery], bool, float | None]:
+        """What there is; whether there may be more at once; when something will be."""
+        found: list[Delivery] = [*self._settling.take_again(limit)]
+        if self._news.take_change() and self._membership is not None:
+            self._membership.look(self._db)
+        may_be_more = False
+        feeds = self._feeds[self._turn :] + self._feeds[: self._turn]
+        for feed in feeds:
+            if len(found) < limit:
+                found += feed.take_retries(limit - len(found))
+            if len(found) < limit:
+                fresh, is_more = feed.take(limit - len(found))
+                found += fresh
+                may_be_more = may_be_more or is_more
+        if found:
+            self._turn = (self._turn + 1) % (len(self._feeds) or 1)
+            return found, False, None
+        return found, may_be_more, None if may_be_more else self._next_due()
+
+    def _next_due(self) -> float | None:
+        """When something comes by itself, on `time.time()`; what is due joins the log."""
+        writer, db = self._opened()
+        (due,) = db.execute("SELECT min(due_ms) FROM delayed").fetchone()
+        if due is not None and due <= now_ms():
+            if self._appending.done():
+                self._appending = writer.run(writer.log.append_due, appends=True)
+                self._appending.add_done_callback(asyncio.Future.exception)
+            due = now_ms() + _SOON
+        times = [due, *(feed.next_retry() for feed in self._feeds)]
+        return min((each / 1000 for each in times if each is not None), default=None)
+
+    async def stop(self) -> None:
+        """Give back what is not settled, leave the group, close the file."""
+        writer, db = self._writer, self._db
+        self._writer = self._db = None
+        if writer is None or db is None:
+            return
+        self._end_news()
+        self._news.tell()
+        try:
+            with contextlib.suppress(TimeoutError):  # another process has the lock
+                async with asyncio.timeout(_LAST_WRITE):
+                    await self._settling.idle()
+                    if self._membership is not None:
+                        await self._membership.leave()
+        finally:
+            self._settling.abandon()
+            db.close()
+            await asyncio.to_thread(writer.release)
+
+    async def ping(self) -> None:
+        """Ask whether the file can be written.
+
+        Raises:
+            ConnectError: it can't, or the consumer is not started.
+        """
+        writer, _ = self._opened()
+        if self._settling.problem is not None:
+            raise as_connect_error(self._settling.problem, "can't write down what is done")
+        await writer.ping()
+
+    async def backlog(self) -> int | None:
+        """How many events wait for this group, those under way included; counts them all."""
+        member = None if self._membership is None else self._membership.member
+        if member is None:
+            return None
+        return await asyncio.to_thread(self._count, member.group)
+
+    def _count(self, group: str) -> int:
+        with contextlib.closing(open_reader(self._connection.file)) as db:
+            return sum(feed.waiting(db, group) for feed in self._feeds)
+
+    def _opened(self) -> tuple[Writer, sqlite3.Connection]:
+        if self._writer is None or self._db is None:
+            raise ConnectError(
+                f"{BACKEND}: the consumer is not started", backend=BACKEND, retriable=False
+            )
+        return self._writer, self._db
+
+
+def _feeds(db: sqlite3.Connection, subscriptions: Sequence[Subscription]) -> list[Feed]:
+    """One for each topic and pattern; those that differ in names of placeholders share one."""
+    alike: dict[str, list[Subscription]] = {}
+    for each in subscriptions:
+        alike.setdefault(canonical(each.topic), []).append(each)
+    return [
+        Feed(
+            db,
+            members[0].pattern,
+            f"wanted_{number}",
+            tuple(each.topic for each in members) if len(alike) > 1 else None,
+        )
+        for number, members in enumerate(alike.values())
+    ]

@@ -1,0 +1,128 @@
+"""SQLiteDelivery and Share: what is on its way to the handlers, and how far each partition is."""
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from dispytch import Delivery, SettleError
+from dispytch_sqlite.group import Mark, Pairs
+
+if TYPE_CHECKING:
+    from dispytch_sqlite.settling import Settling
+
+__all__ = ["SQLiteDelivery", "Share"]
+
+
+class SQLiteDelivery(Delivery):
+    """An event on its way to the handlers."""
+
+    __slots__ = ("is_retry", "seq", "share")
+
+    def __init__(self, share: "Share", seq: int, *message: Any, is_retry: bool = False) -> None:
+        super().__init__(*message)
+        self.share, self.seq, self.is_retry = share, seq, is_retry
+        share.held[seq] = self
+
+    async def ack(self) -> None:
+        """It is done; returns when that is written down.
+
+        Raises:
+            SettleError: it is not ours any more, or was settled before: it comes again.
+        """
+        self._check()
+        await self.share.settling.done(self)
+
+    async def nack(self, delay: float | None = None) -> None:
+        """It comes again, before those after it; with a `delay`, by itself after so many seconds.
+
+        Raises:
+            SettleError: as for `ack`.
+        """
+        self._check()
+        if delay:
+            await self.share.settling.later(self, delay)
+        else:
+            self.share.settling.again(self)
+
+    def _check(self) -> None:
+        if self.share.held.get(self.seq) is not self:
+            raise SettleError(
+                "it was settled before, or is another member's by now; in that case it comes again"
+            )
+
+
+class Share:
+    """A partition of what is subscribed to, while it is ours.
+
+    Attributes:
+        settling: settles its deliveries.
+        topic: the topic or pattern it is of.
+        partition: its number.
+        cursor, epoch: where the group's progress is; 0: there is no group.
+        position: all up to here was delivered, or is not for us.
+        left: what the owner before us left open and we have not delivered yet.
+        held: what we delivered and is not settled.
+        is_ours: nobody else has it.
+        is_leaving: it is to be given away.
+        written: the position that was last written down.
+    """
+
+    __slots__ = (
+        "cursor", "epoch", "held", "is_leaving", "is_ours", "left", "partition", "position",
+        "settling", "topic", "written",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        settling: "Settling",
+        topic: str,
+        partition: int,
+        position: int,
+        *,
+        cursor: int = 0,
+        epoch: int = 0,
+        left: Pairs = (),
+    ) -> None:
+        self.settling, self.topic, self.partition = settling, topic, partition
+        self.cursor, self.epoch, self.position = cursor, epoch, position
+        self.left = deque(left)
+        self.held: dict[int, SQLiteDelivery] = {}
+        self.is_ours, self.is_leaving = True, False
+        self.written = position
+
+    @property
+    def mark(self) -> Mark:
+        """How far it is; given away when nothing of it is held any more."""
+        self.written = self.position
+        is_release = self.is_leaving and not self.held
+        return Mark(self.cursor, self.epoch, self.position, self.open, is_release)
+
+    @property
+    def open(self) -> Pairs:
+        """What is not settled, in order; what waits in the table of retries is not among it."""
+        held = [(d.seq, d.attempt) for d in self.held.values() if not d.is_retry]
+        return sorted((*self.left, *held))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether events of it are delivered here."""
+        return self.is_ours and not self.is_leaving
+
+    def leave_unbegun(self) -> None:
+        """Leave what no handler works on to the next owner."""
+        self._leave([each for each in self.held.values() if not each.running])
+
+    def leave_all(self) -> None:
+        """Leave everything to the next owner."""
+        self._leave(list(self.held.values()))
+
+    def lose(self) -> None:
+        """It is not ours any more."""
+        self.is_ours = False
+        self.leave_all()
+
+    def _leave(self, deliveries: list[SQLiteDelivery]) -> None:
+        for delivery in deliveries:
+            del self.held[delivery.seq]
+            delivery.lost = True
+            if not delivery.is_retry:
+                self.left.append((delivery.seq, delivery.attempt))

@@ -1,0 +1,266 @@
+"""Group: who receives what, and how far all is done. In the writer's thread, in its transaction.
+
+A member owns cursors, as many as its share is, and while its lease lasts nobody takes them. Each
+change of a cursor's owner makes a new epoch: what an owner writes that was dead for a while, or
+that gave the cursor away and got it back, finds no cursor of its own.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+__all__ = [
+    "Balance",
+    "Claim",
+    "Mark",
+    "Member",
+    "Pairs",
+    "Retry",
+    "State",
+    "balance",
+    "commit",
+    "join",
+    "leave",
+    "renew",
+    "state_of",
+]
+
+Pairs: TypeAlias = Sequence[tuple[int, int]]
+"""Numbers of events, and how often each was delivered."""
+
+State: TypeAlias = tuple[int, int, int, int]
+"""Members, the newest of them, dead ones, free cursors: when it changes, shares may change."""
+
+Begin: TypeAlias = Literal["first", "latest"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One who receives for a group.
+
+    Attributes:
+        id: never given again.
+        group: the group's name.
+        topics: what it subscribed to.
+    """
+
+    id: int
+    group: str
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A cursor that a member owns from now on."""
+
+    cursor: int
+    topic: str
+    partition: int
+    epoch: int
+    position: int
+    open: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What changed for a member: cursors it got, and how many of a topic it has too many."""
+
+    claims: Sequence[Claim]
+    surplus: dict[str, int]
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far an owner is with a cursor.
+
+    Attributes:
+        cursor, epoch: which.
+        position: all up to here is done,
+        open: but for these.
+        is_release: whether it gives the cursor away.
+    """
+
+    cursor: int
+    epoch: int
+    position: int
+    open: Pairs
+    is_release: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An event that is to come again later, for one cursor."""
+
+    cursor: int
+    seq: int
+    attempt: int
+    visible_ms: int
+    headers: str | None
+
+
+def join(
+    db: sqlite3.Connection, group: str, topics: Sequence[str], lease: float, begin: Begin
+) -> Member:
+    """Make a member, and the cursors of what nobody of its group has subscribed to before."""
+    (partitions,) = db.execute("SELECT partitions FROM settings").fetchone()
+    position = _first_position(db, begin)
+    db.executemany(
+        "INSERT OR IGNORE INTO cursors (group_name, topic, partition, position) "
+        "VALUES (?, ?, ?, ?)",
+        [(group, topic, number, position) for topic in topics for number in range(partitions)],
+    )
+    made = db.execute(
+        "INSERT INTO members (group_name, topics, lease, until) VALUES (?, ?, ?, ?)",
+        (group, json.dumps(topics), lease, time.monotonic() + lease),
+    )
+    return Member(made.lastrowid or 0, group, tuple(topics))
+
+
+def _first_position(db: sqlite3.Connection, begin: Begin) -> int:
+    if begin == "first":
+        return 0
+    if begin == "latest":
+        return int(db.execute("SELECT ifnull(max(seq), 0) FROM events").fetchone()[0])
+    found = db.execute(
+        "SELECT seq FROM events WHERE at_ms >= ? ORDER BY seq LIMIT 1", (begin,)
+    ).fetchone()
+    return _first_position(db, "latest") if found is None else int(found[0]) - 1
+
+
+def state_of(db: sqlite3.Connection, group: str) -> State:
+    """What shares depend on; only reads."""
+    now = time.monotonic()
+    found = db.execute(
+        "SELECT count(*), ifnull(max(id), 0), ifnull(sum(until < ?1 OR until > ?1 + lease), 0), "
+        "(SELECT count(*) FROM cursors WHERE group_name = ?2 AND owner IS NULL) "
+        "FROM members WHERE group_name = ?2",
+        (now, group),
+    ).fetchone()
+    members, newest, dead, free = found
+    return members, newest, dead, free
+
+
+def renew(db: sqlite3.Connection, member: Member) -> State | None:
+    """Renew a member's lease; None: the others took it for dead."""
+    renewed = db.execute(
+        "UPDATE members SET until = ? + lease WHERE id = ?", (time.monotonic(), member.id)
+    ).rowcount
+    return state_of(db, member.group) if renewed else None
+
+
+def balance(db: sqlite3.Connection, member: Member) -> Balance | None:
+    """Take what is free, as far as it is this member's share; None: it is dead to the others."""
+    if renew(db, member) is None:
+        return None
+    _bury_the_dead(db, member.group)
+    claims: list[Claim] = []
+    surplus: dict[str, int] = {}
+    for topic in member.topics:
+        peers = [
+            row[0]
+            for row in db.execute(
+                "SELECT members.id FROM members, json_each(members.topics) "
+                "WHERE group_name = ? AND value = ? ORDER BY members.id",
+                (member.group, topic),
+            )
+        ]
+        cursors, owned = db.execute(
+            "SELECT count(*), count(*) FILTER (WHERE owner = ?) FROM cursors "
+            "WHERE group_name = ? AND topic = ?",
+            (member.id, member.group, topic),
+        ).fetchone()
+        share = cursors // len(peers) + (peers.index(member.id) < cursors % len(peers))
+        if owned > share:
+            surplus[topic] = owned - share
+        elif owned < share:
+            claims += _claim(db, member, topic, share - owned)
+    return Balance(claims, surplus, state_of(db, member.group))
+
+
+def _bury_the_dead(db: sqlite3.Connection, group: str) -> None:
+    # The clock begins anew when the machine does: a lease that lasts longer than it can is over.
+    dead = db.execute(
+        "DELETE FROM members WHERE group_name = ?2 AND (until < ?1 OR until > ?1 + lease) "
+        "RETURNING id",
+        (time.monotonic(), group),
+    ).fetchall()
+    db.executemany("UPDATE cursors SET owner = NULL WHERE owner = ?", dead)
+
+
+def _claim(db: sqlite3.Connection, member: Member, topic: str, most: int) -> list[Claim]:
+    rows = db.execute(
+        "UPDATE cursors SET owner = ?1, epoch = epoch + 1 WHERE id IN (SELECT id FROM cursors "
+        "WHERE group_name = ?2 AND topic = ?3 AND owner IS NULL ORDER BY partition LIMIT ?4) "
+        "RETURNING id, topic, partition, epoch, position, open",
+        (member.id, member.group, topic, most),
+    ).fetchall()
+    return [Claim(*row, [(seq, times) for seq, times in json.loads(open_)]) for *row, open_ in rows]
+
+
+def commit(
+    db: sqlite3.Connection,
+    member: Member,
+    marks: Sequence[Mark],
+    retries: Iterable[Retry] = (),
+    retried: Iterable[tuple[int, int]] = (),
+) -> set[int]:
+    """Write down how far all is.
+
+    Args:
+        db: inside a transaction.
+        member: whose the cursors are.
+        marks: for each cursor how far it is.
+        retries: what is to come again.
+        retried: cursor and number of what came again and is done.
+
+    Returns:
+        The cursors that are this member's no more; nothing was written for them.
+    """
+    told = json.dumps([(m.cursor, m.epoch, m.position, m.open, m.is_release) for m in marks])
+    written = db.execute(
+        "UPDATE cursors SET position = mark.position, open = mark.open, "
+        "owner = CASE WHEN mark.is_release THEN NULL ELSE owner END "
+        "FROM (SELECT json_extract(value, '$[0]') AS cursor, json_extract(value, '$[1]') AS epoch, "
+        "json_extract(value, '$[2]') AS position, json_extract(value, '$[3]') AS open, "
+        "json_extract(value, '$[4]') AS is_release FROM json_each(?)) AS mark "
+        "WHERE cursors.id = mark.cursor AND cursors.owner = ? AND cursors.epoch = mark.epoch",
+        (told, member.id),
+    ).rowcount
+    lost = set() if written == len(marks) else _lost(db, member, marks)
+    db.executemany(
+        "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?)",
+        [
+            (each.cursor, each.seq, each.attempt, each.visible_ms, each.headers)
+            for each in retries
+            if each.cursor not in lost
+        ],
+    )
+    db.executemany(
+        "DELETE FROM retries WHERE cursor = ? AND seq = ?",
+        [each for each in retried if each[0] not in lost],
+    )
+    return lost
+
+
+def _lost(db: sqlite3.Connection, member: Member, marks: Iterable[Mark]) -> set[int]:
+    """Those that were not this member's; what it gave away with these marks was its own."""
+    ours = (
+        "SELECT 1 FROM cursors WHERE id = ? AND epoch = ? AND (owner = ? OR (? AND owner IS NULL))"
+    )
+    return {
+        mark.cursor
+        for mark in marks
+        if db.execute(ours, (mark.cursor, mark.epoch, member.id, mark.is_release)).fetchone()
+        is None
+    }
+
+
+def leave(db: sqlite3.Connection, member: Member, marks: Sequence[Mark]) -> None:
+    """Give all cursors away, and be a member no more."""
+    commit(db, member, marks)
+    db.execute("UPDATE cursors SET owner = NULL WHERE owner = ?", (member.id,))
+    db.execute("DELETE FROM members WHERE id = ?", (member.id,))

@@ -1,0 +1,313 @@
+"""Writer: the one thread of this process that writes to a file, many writes in one commit."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+from dispytch_sqlite.connection import SQLiteConnection
+from dispytch_sqlite.database import FileIdentity, open_database
+from dispytch_sqlite.errors import (
+    FileChangedError,
+    Meaning,
+    WriteError,
+    as_connect_error,
+    is_locked,
+    meaning_of,
+)
+from dispytch_sqlite.log import Log
+from dispytch_sqlite.retention import Retention
+
+__all__ = ["Call", "Writer"]
+
+logger = logging.getLogger("dispytch")
+
+_T = TypeVar("_T")
+
+Call = Callable[[sqlite3.Connection], Any]
+"""What is done inside a transaction. It runs again, by itself, when the transaction failed."""
+
+_SWEEP_EVERY = 5.0  # seconds between two looks for what may be deleted
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two attempts to get the lock
+_CONTENDED = 0.5  # seconds after an attempt in vain during which others get turns
+_LONGEST_TURN = 0.005  # seconds left to others
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Something to be written.
+
+    Attributes:
+        call: writes it.
+        tell: told the result or the WriteError, in the writer's thread.
+        appends: whether it appends events: then the disk must confirm, and readers are told.
+    """
+
+    call: Call
+    tell: Callable[[Any], None]
+    appends: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Chore:
+    """Something to be written again and again."""
+
+    job: _Job
+    every: float
+    due: float = field(default_factory=time.monotonic)
+
+
+class Writer:
+    """Writes to a file; all producers and consumers of a process that have one URL share one.
+
+    What comes while it writes is written together, in the next commit. Made by `shared`.
+
+    Attributes:
+        connection: of the URL.
+        log: appends events, inside a transaction.
+    """
+
+    _shared: ClassVar[dict[SQLiteConnection, "Writer"]] = {}
+    _opening: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, connection: SQLiteConnection) -> None:
+        self.connection = connection
+        path = connection.file.resolve()
+        self._db = open_database(path, connection.partitions)
+        self._file = FileIdentity(path)
+        self.log = Log(self._db.execute("SELECT partitions FROM settings").fetchone()[0])
+        self._retention = Retention(connection)
+        self._users = 0
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._chores: list[_Chore] = []
+        self._readers: set[Callable[[], None]] = set()
+        self._is_closing = False
+        self._synchronous = ""
+        self._lock_missed, self._next_turn = 0.0, 0.0
+        self._next_sweep = time.monotonic() + _SWEEP_EVERY
+        self._thread = threading.Thread(target=self._work, name="dispytch-sqlite", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def shared(cls, connection: SQLiteConnection) -> "Writer":
+        """The writer for a URL's connection; blocks until the file is open.
+
+        Raises:
+            ConnectError: it can't be opened, or can't work.
+        """
+        absolute = connection.model_copy(update={"path": f"/{connection.file.resolve()}"})
+        with cls._opening:
+            writer = cls._shared.get(absolute)
+            if writer is None:
+                writer = cls._shared[absolute] = cls(absolute)
+            try:
+                writer._file.check()
+            except FileChangedError as error:
+                raise as_connect_error(error, f"can't open {connection.file}") from error
+            writer._users += 1
+            return writer
+
+    def release(self) -> None:
+        """One user less; with the last one what is left is written, and the file closed. Blocks."""
+        with self._opening:
+            self._users -= 1
+            if self._users:
+                return
+            del self._shared[self.connection]
+            self._is_closing = True
+            self._jobs.put(None)
+            self._thread.join()
+
+    # In the event loop
+
+    def run(self, call: Callable[[sqlite3.Connection], _T], *, appends: bool = False) -> Any:
+        """Write something; a future of what `call` returned, or of a WriteError.
+
+        What the future's owner no longer waits for is written nevertheless.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+        tell = partial(_in_loop, loop, partial(_resolve, future))
+        self._jobs.put(_Job(call, tell, appends))
+        return future
+
+    def every(self, seconds: float, call: Call, tell: Callable[[Any], None]) -> Callable[[], None]:
+        """Write something every so many seconds; what ends it.
+
+        Args:
+            seconds: how often.
+            call: writes it.
+            tell: told, in the running loop, what `call` returned, or the WriteError.
+        """
+        told = partial(_in_loop, asyncio.get_running_loop(), tell)
+        chore = _Chore(_Job(call, told), seconds)
+        self._chores.append(chore)
+        self._jobs.put(None)
+        return partial(self._end, chore)
+
+    def _end(self, chore: _Chore) -> None:
+        with contextlib.suppress(ValueError):
+            self._chores.remove(chore)
+
+    def tell_news(self, reader: Callable[[], None]) -> Callable[[], None]:
+        """Call back, in the running loop, whenever events were appended here; what ends it."""
+        told = partial(_in_loop, asyncio.get_running_loop(), lambda _: reader())
+        told_nothing = partial(told, None)
+        self._readers.add(told_nothing)
+        return partial(self._readers.discard, told_nothing)
+
+    async def ping(self) -> None:
+        """Wait until something could be written.
+
+        Raises:
+            ConnectError: it could not.
+        """
+        try:
+            await self.run(lambda _: None)
+        except WriteError as error:
+            raise as_connect_error(error, "can't write") from error
+
+    # In the thread
+
+    def _work(self) -> None:
+        try:
+            while not (self._is_closing and self._jobs.empty()):
+                lot = self._next_lot()
+                if lot:
+                    self._write(lot)
+                if time.monotonic() >= self._next_sweep:
+                    self._next_sweep = time.monotonic() + _SWEEP_EVERY
+                    self._sweep()
+        finally:
+            self._db.close()
+
+    def _next_lot(self) -> list[_Job]:
+        """Wait for jobs, or for a chore's time; all that there is."""
+        due = min((chore.due for chore in tuple(self._chores)), default=self._next_sweep)
+        wait = max(min(due, self._next_sweep) - time.monotonic(), 0.0)
+        lot: list[_Job] = []
+        with contextlib.suppress(queue.Empty):
+            job = self._jobs.get(timeout=wait)
+            while True:
+                if job is not None:
+                    lot.append(job)
+                job = self._jobs.get_nowait()
+        now = time.monotonic()
+        for chore in tuple(self._chores):
+            if chore.due <= now:
+                chore.due = now + chore.every
+                lot.append(chore.job)
+        return lot
+
+    def _write(self, lot: Sequence[_Job]) -> None:
+        """Write a lot in one transaction. Where that fails, each job gets its own."""
+        committing = False
+        try:
+            self._begin(any(job.appends for job in lot))
+            began = time.monotonic()
+            try:
+                results = [job.call(self._db) for job in lot]
+                committing = True
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self.log.forget()
+                raise
+        except Exception as error:  # noqa: BLE001 - whoever gave the job judges it
+            unsure = committing and meaning_of(error) in {Meaning.DISK, Meaning.OURS}
+            if len(lot) > 1 and not unsure and not is_locked(error):
+                for job in lot:
+                    self._write([job])
+                return
+            for job in lot:
+                job.tell(WriteError(error, committing=committing))
+            return
+        self._leave_a_turn(time.monotonic() - began)
+        for job, result in zip(lot, results, strict=True):
+            job.tell(result)
+        if any(job.appends for job in lot):
+            for tell in tuple(self._readers):
+                tell()
+
+    def _begin(self, must_sync: bool) -> None:  # noqa: FBT001
+        """Begin to write, when it is our turn.
+
+        Raises:
+            sqlite3.Error: others hold the lock for too long, or it can't be written.
+            FileChangedError: the file is not there any more.
+        """
+        self._file.check()
+        # An acknowledgement that a power cut takes back makes an event come again: allowed, and
+        # much cheaper. Whatever is before the next event in the file goes to the disk with it.
+        wanted = "FULL" if must_sync and self.connection.synchronous == "full" else "NORMAL"
+        if wanted != self._synchronous:
+            self._db.execute(f"PRAGMA synchronous = {wanted}")
+            self._synchronous = wanted
+        pause, now = _FIRST_PAUSE, time.monotonic()
+        deadline = now + self.connection.lock_timeout
+        if now < self._next_turn:
+            time.sleep(self._next_turn - now)
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                now = time.monotonic()
+                if not is_locked(error) or now >= deadline or self._is_closing:
+                    raise
+                self._lock_missed = now
+                time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
+                pause = min(1.5 * pause, _LONGEST_PAUSE)
+            else:
+                return
+
+    def _leave_a_turn(self, took: float) -> None:
+        """SQLite's lock has no queue: who has it, and wants it again at once, starves others."""
+        now = time.monotonic()
+        if now - self._lock_missed < _CONTENDED:
+            self._next_turn = now + min(took, _LONGEST_TURN)
+
+    def _sweep(self) -> None:
+        """Delete what may be deleted, a little at a time."""
+        try:
+            while not self._is_closing and (step := self._retention.next_step(self._db)):
+                self._begin(must_sync=False)
+                try:
+                    step(self._db)
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+                if not self._jobs.empty():
+                    return
+        except (sqlite3.Error, FileChangedError) as error:
+            logger.warning(
+                "sqlite: nothing could be deleted: %s", WriteError(error, committing=False)
+            )
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], told: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+        loop.call_soon_threadsafe(tell, told)
+
+
+def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, WriteError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+os.register_at_fork(after_in_child=Writer._shared.clear)  # its thread stays behind
