@@ -47,7 +47,9 @@ def assert_nothing_left(shown: str, directory: Path) -> None:
 
 def test_demo_kills_a_worker_at_work_and_loses_nothing(shown: str) -> None:
     """A worker dies with work in hand, others finish it, and one takes its place."""
-    (victim,) = re.findall(r"kill -9 (\d+), in the middle of \w+ of order \d+", shown)
+    (victim,) = re.findall(
+        r"kill -9 (\d+), in the middle of \d+ events: \w+ of order \d+ and ", shown
+    )
     dead = re.search(
         rf"^{victim} +\d+ +\d+ +was killed by SIGKILL with (\d+) in hand, (\d+) taken over$",
         shown,
@@ -69,7 +71,8 @@ def test_demo_shows_the_dead_letter_and_an_event_as_it_travelled(shown: str) -> 
     (found,) = re.findall(r"^\{$.*?^\}$", shown, re.DOTALL | re.MULTILINE)
     envelope = json.loads(found)
     assert list(envelope) == ["id", "type", "body", "timestamp"]
-    assert envelope["body"] == {"order": 1, "customer": "grace", "cents": 100}
+    assert list(envelope["body"]) == ["order", "customer", "cents"]
+    assert envelope["body"]["order"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

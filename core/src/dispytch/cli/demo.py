@@ -32,13 +32,15 @@ from dispytch.errors import BackendNotFoundError
 __all__ = ["demo"]
 
 ORDERS, EVERY = 60, 0.1  # how many, and seconds between two
-CUSTOMERS = ("ada", "grace", "edsger", "barbara", "donald", "frances")
+CUSTOMERS = (
+    "ada", "alan", "barbara", "donald", "edsger", "frances", "grace", "hedy", "katherine", "radia",
+)  # fmt: skip
 WORKERS = 3
 COMMAND = ("dispytch", "run", "dispytch.cli.orders:listener", "--workers", str(WORKERS))
 
 _ORDERS, _DEAD = "orders", "orders.dlq"
 _KILL_AFTER = ORDERS // 4  # orders that are paid for; then the next worker with enough in hand dies
-_IN_HAND = 2  # what is enough: events begun and not finished
+_IN_HAND = 3  # what is enough: events begun and not finished
 _TIMEOUT = 40.0  # seconds until it must be over, which takes less than half of that
 _DRAIN = 5.0  # seconds the service gets to end, before it is ended
 _LOOK_EVERY = 0.05  # seconds between two looks at how far it is

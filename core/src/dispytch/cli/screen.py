@@ -20,11 +20,11 @@ from dispytch.envelope import Envelope, JSONDeserializer
 
 __all__ = ["Screen"]
 
-_BAR = 40  # characters
 NEXT = """\
-Write your own in ten minutes: docs/getting-started.md
+Write your own: docs/getting-started.md
 The same code on a cluster: only the URL changes, to kafka://... (pip install "dispytch[kafka]")"""
 
+_BAR = 40  # characters
 _COLUMNS = ("worker", "begun", "finished", "fate")
 
 
@@ -54,8 +54,11 @@ class Screen:
 
     def news(self, text: str, style: str = "") -> None:
         """Print what has just happened, with the time; on a terminal, one line of it."""
-        line = Text(f"{self.clock:5.1f} s  {text}", style, no_wrap=True, overflow="ellipsis")
-        self._console.print(line, soft_wrap=not self._console.is_terminal)
+        line = Text(f"{self.clock:5.1f} s  {text}", style)
+        if self._console.is_terminal:
+            self._console.print(line, no_wrap=True, overflow="ellipsis")
+        else:
+            self._console.print(line, soft_wrap=True)
 
     def logged(self, said: Said) -> None:
         """Show a line of the service's log that somebody should see."""
@@ -65,7 +68,8 @@ class Screen:
 
     def killed(self, pid: int, in_hand: list[Task]) -> None:
         """Tell that a worker is being killed, in the middle of all this."""
-        self.news(f"kill -9 {pid}, in the middle of {listed(in_hand, 2)}", "bold red")
+        what = f"{len(in_hand)} events: {listed(in_hand, 1)}"
+        self.news(f"kill -9 {pid}, in the middle of {what}", "bold red")
 
     @contextmanager
     def alive(self) -> Iterator[None]:
