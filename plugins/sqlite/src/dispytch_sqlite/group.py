@@ -198,7 +198,10 @@ def _claim(db: sqlite3.Connection, member: Member, topic: str, most: int) -> lis
         "RETURNING id, topic, partition, epoch, position, open",
         (member.id, member.group, topic, most),
     ).fetchall()
-    return [Claim(*row, [(seq, times) for seq, times in json.loads(open_)]) for *row, open_ in rows]
+    return [
+        Claim(cursor, topic, partition, epoch, position, json.loads(open_))
+        for cursor, topic, partition, epoch, position, open_ in rows
+    ]
 
 
 def commit(
