@@ -61,14 +61,15 @@ class Share:
         position: all up to here was delivered, or is not for us.
         left: what the owner before us left open and we have not delivered yet.
         held: what we delivered and is not settled.
+        ending: numbers of those that came again and were settled, until that is written down.
         is_ours: nobody else has it.
         is_leaving: it is to be given away.
         written: the position that was last written down.
     """
 
     __slots__ = (
-        "cursor", "epoch", "held", "is_leaving", "is_ours", "left", "partition", "position",
-        "settling", "topic", "written",
+        "cursor", "ending", "epoch", "held", "is_leaving", "is_ours", "left", "partition",
+        "position", "settling", "topic", "written",
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +87,7 @@ class Share:
         self.cursor, self.epoch, self.position = cursor, epoch, position
         self.left = deque(left)
         self.held: dict[int, SQLiteDelivery] = {}
+        self.ending: set[int] = set()
         self.is_ours, self.is_leaving = True, False
         self.written = position
 
@@ -106,6 +108,10 @@ class Share:
     def is_read(self) -> bool:
         """Whether events of it are delivered here."""
         return self.is_ours and not self.is_leaving
+
+    def is_busy_with(self, seq: int) -> bool:
+        """Whether what is in the table of retries is under way, or about to leave the table."""
+        return seq in self.held or seq in self.ending
 
     def leave_unbegun(self) -> None:
         """Leave what no handler works on to the next owner."""
