@@ -29,9 +29,11 @@ class File:
 
     @contextlib.asynccontextmanager
     async def subscribed(
-        self, *topics: str, group: str | None = "g", process: int = 0, **options: Any
-    ) -> AsyncIterator[SQLiteConsumer]:
+        self, *topics: str, group: str | None = "g", process: int = 0,
+        drain_timeout: float = 30.0, **options: Any
+    ) -> AsyncIterator[SQLiteConsumer]:  # fmt: skip
         consumer = SQLiteConsumer(self.connection(process, **options))
+        consumer.drain_timeout = drain_timeout
         await consumer.start()
         try:
             await consumer.subscribe([Subscription(topic, group) for topic in topics])
