@@ -1,5 +1,6 @@
 """Retention: what may be deleted from a file, in steps that are short."""
 
+import itertools
 import json
 import logging
 import sqlite3
@@ -17,11 +18,13 @@ logger = logging.getLogger("dispytch")
 Step: TypeAlias = Callable[[sqlite3.Connection], object]
 """Deletes something, inside a transaction."""
 
-_Row: TypeAlias = tuple[int, int, int]
-"""Number, topic and partition of an event."""
+_Row: TypeAlias = tuple[int, int, int, int]
+"""Number, topic, partition and size of an event."""
 
 _AT_ONCE = 500  # events deleted in one step
-_SCANNED = 5_000  # events looked at in one step
+_SCANNED = 5_000  # events looked at together
+_LOOKS = 10  # times that is done, before others get a turn
+_INCREMENTAL = 2  # as `PRAGMA auto_vacuum` tells it
 _FREE_PAGES = 1_000  # unused pages above which the file is made smaller
 
 _ALIVE = "topic NOT IN (SELECT id FROM topics WHERE is_dead)"
@@ -37,7 +40,8 @@ class Retention:
     def __init__(self, connection: SQLiteConnection) -> None:
         self._max_age, self._max_bytes = connection.max_age, connection.max_bytes
         self._delete_handled = connection.delete_handled
-        self._passed = 0  # up to here are no handled events, but those of topics without a group
+        self._passed = 0  # up to here are only events of topics without a group,
+        self._newest: int | None = None  # while this is the newest cursor
 
     def next_step(self, db: sqlite3.Connection) -> Step | None:
         """What to do next; None: nothing for now. Only reads."""
@@ -69,24 +73,31 @@ class Retention:
             db.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        if (pages - free) * size <= self._max_bytes:
+        excess = (pages - free) * size - self._max_bytes
+        if excess <= 0:
             return None
-        return self._oldest(db, "?", 1, "the file is larger than max_bytes")
+        return self._oldest(db, "?", 1, "the file is larger than max_bytes", excess)
 
-    def _oldest(self, db: sqlite3.Connection, condition: str, value: int, why: str) -> Step | None:
-        """Delete the oldest events but dead letters, whether they are handled or not."""
+    @staticmethod
+    def _oldest(
+        db: sqlite3.Connection, condition: str, value: int, why: str, size: int | None = None
+    ) -> Step | None:
+        """Delete the oldest events but dead letters, handled or not; only so many bytes of them."""
         first = db.execute(f"SELECT seq FROM events WHERE {_ALIVE} ORDER BY seq LIMIT 1").fetchone()
         if first is None:
             return None
         rows: list[_Row] = db.execute(
-            "SELECT seq, topic, partition FROM events "
+            "SELECT seq, topic, partition, length(payload) FROM events "
             f"WHERE seq BETWEEN ? AND ? AND {condition} AND {_ALIVE} ORDER BY seq LIMIT ?",
             (first[0], first[0] + _SCANNED, value, _AT_ONCE // 5),
         ).fetchall()
         if not rows:
             return None
+        if size is not None:
+            sums = itertools.accumulate(row[3] for row in rows)
+            rows = rows[: 1 + sum(each < size for each in sums)]
         done = _done(db)
-        unhandled = sum(seq > done.get((topic, part), seq) for seq, topic, part in rows)
+        unhandled = sum(seq > done.get((topic, part), seq) for seq, topic, part, _ in rows)
         if unhandled:
             logger.warning(
                 "sqlite: %s: %d events deleted that a group has not handled", why, unhandled
@@ -97,22 +108,30 @@ class Retention:
         """Delete what all groups of its topic have handled."""
         if not self._delete_handled:
             return None
+        (newest,) = db.execute("SELECT max(id) FROM cursors").fetchone()
+        if newest != self._newest:
+            self._newest, self._passed = newest, 0
         done = _done(db)
-        rows: list[_Row] = db.execute(
-            "SELECT seq, topic, partition FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-            (self._passed, _SCANNED),
-        ).fetchall()
-        handled = [seq for seq, topic, part in rows if seq <= done.get((topic, part), -1)]
-        open_ = [seq for seq, topic, part in rows if seq > done.get((topic, part), seq)]
-        if rows and not open_ and not handled:
-            self._passed = rows[-1][0]  # topics that nobody subscribed to
-            return self._handled(db) if len(rows) == _SCANNED else None
-        return _deletion(handled[:_AT_ONCE]) if handled else None
+        for _ in range(_LOOKS):
+            rows = db.execute(
+                "SELECT seq, topic, partition FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+                (self._passed, _SCANNED),
+            ).fetchall()
+            handled = [seq for seq, topic, part in rows if seq <= done.get((topic, part), -1)]
+            if handled:
+                return _deletion(handled[:_AT_ONCE])
+            if not rows or any(seq > done.get((topic, part), seq) for seq, topic, part in rows):
+                return None
+            self._passed = rows[-1][0]
+        return None
 
     @staticmethod
     def _unused(db: sqlite3.Connection) -> Step | None:
-        """Give unused pages back to the system."""
-        if db.execute("PRAGMA freelist_count").fetchone()[0] < _FREE_PAGES:
+        """Give unused pages back to the system, where nobody has made that impossible."""
+        free, mode = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "auto_vacuum")
+        )
+        if free < _FREE_PAGES or mode != _INCREMENTAL:
             return None
         return lambda db: db.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
 
