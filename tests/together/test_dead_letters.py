@@ -1,10 +1,11 @@
-"""`dispytch dlq` on real brokers: what one process could not handle, another shows and replays."""
+"""`dispytch dlq` on every backend that lasts: what one process could not handle, another shows and replays."""
 
 import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -105,3 +106,10 @@ async def test_dead_letters_on_rabbitmq_are_replayed_to_the_failed_handler_alone
     """The same on RabbitMQ, where the dead letters are a queue."""
     topic = f"orders-{uuid4().hex[:8]}"
     await _replayed_to_the_failed_handler_alone(rabbitmq_broker.url, topic)
+
+
+async def test_dead_letters_in_a_file_are_replayed_to_the_failed_handler_alone(
+    tmp_path: Path,
+) -> None:
+    """The same on SQLite, where other processes open the file that the listener uses."""
+    await _replayed_to_the_failed_handler_alone(f"sqlite:///{tmp_path}/events.db", "orders")
