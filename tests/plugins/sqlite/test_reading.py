@@ -234,8 +234,9 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @example([("append", "a.x", 0, 1, False)] * 5 + [("delete", 2), ("take", 0, 2)])
+@example([("append", "a.x", 0, 1, False)] * 4 + [("take", 0, 1, 3, ("fail",))])
 @given(STEPS)
 def test_nothing_is_passed_over_whatever_happens(steps: list[Step]) -> None:
     """Random appends, takes, deletions and changes of owners: all comes, in order, and once.

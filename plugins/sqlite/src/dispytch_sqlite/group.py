@@ -31,8 +31,8 @@ __all__ = [
 Pairs: TypeAlias = Sequence[tuple[int, int]]
 """Numbers of events, and how often each was delivered."""
 
-State: TypeAlias = tuple[int, int, int, int]
-"""Members, the newest of them, dead ones, free cursors: when it changes, shares may change."""
+State: TypeAlias = tuple[int, int, int, int, int]
+"""Members, the newest of them, dead ones, free cursors, claims so far: shares change with it."""
 
 Begin: TypeAlias = Literal["first", "latest"] | int
 
@@ -136,12 +136,13 @@ def state_of(db: sqlite3.Connection, group: str) -> State:
     now = time.monotonic()
     found = db.execute(
         "SELECT count(*), ifnull(max(id), 0), ifnull(sum(until < ?1 OR until > ?1 + lease), 0), "
-        "(SELECT count(*) FROM cursors WHERE group_name = ?2 AND owner IS NULL) "
+        "(SELECT count(*) - count(owner) FROM cursors WHERE group_name = ?2), "
+        "(SELECT ifnull(sum(epoch), 0) FROM cursors WHERE group_name = ?2) "
         "FROM members WHERE group_name = ?2",
         (now, group),
     ).fetchone()
-    members, newest, dead, free = found
-    return members, newest, dead, free
+    members, newest, dead, free, claims = found
+    return members, newest, dead, free, claims
 
 
 def renew(db: sqlite3.Connection, member: Member) -> State | None:
