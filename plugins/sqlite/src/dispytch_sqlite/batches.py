@@ -39,6 +39,11 @@ class Batches(Generic[_T, _R]):
         self._is_busy = self._is_over = False
         self._idle: asyncio.Future[None] | None = None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is of the running loop, and of this process."""
+        return self._loop is asyncio.get_running_loop() and not self._writer.is_inherited
+
     def put(self, items: Sequence[_T]) -> "asyncio.Future[Sequence[_R]]":
         """Write items, all or none; a future of a result each, or of a WriteError.
 

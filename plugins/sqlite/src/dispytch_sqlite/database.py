@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import random
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dispytch import ConnectError
-from dispytch_sqlite.errors import BACKEND, FileChangedError, as_connect_error
+from dispytch_sqlite.errors import BACKEND, FileChangedError, as_connect_error, is_locked
 from dispytch_sqlite.schema import APPLICATION_ID, TABLES, VERSION
 
 __all__ = [
@@ -78,12 +80,9 @@ def open_database(path: Path, partitions: int) -> sqlite3.Connection:
         raise refused(path, f"this Python has SQLite {sqlite3.sqlite_version}, needed is {wanted}")
     _check_directory(path)
     with _explained(path):
-        db = _connect(path)
+        db = _connect(path, 0)  # SQLite's waiting is unfair: the writer has its own
         try:
-            db.execute(f"PRAGMA busy_timeout = {int(_OPENING * 1000)}")
-            _check_owner(path, db)
-            _make_tables(path, db, partitions)
-            db.execute("PRAGMA busy_timeout = 0")  # it is unfair: the writer waits in its own way
+            _prepare(path, db, partitions)
         except BaseException:
             db.close()
             raise
@@ -114,8 +113,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
         ConnectError: it can't be opened.
     """
     with _explained(path):
-        db = _connect(path)
-        db.execute("PRAGMA busy_timeout = 1000")
+        db = _connect(path, 1)
         db.execute("PRAGMA temp_store = MEMORY")
         return db
 
@@ -175,22 +173,34 @@ def _check_directory(path: Path) -> None:
         )
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     # Each connection has one user at a time, which need not be the thread that opened it.
     return sqlite3.connect(
-        os.fspath(path.absolute()), isolation_level=None, check_same_thread=False
+        os.fspath(path.absolute()), timeout=timeout, isolation_level=None, check_same_thread=False
     )
+
+
+def _prepare(path: Path, db: sqlite3.Connection, partitions: int) -> None:
+    """Make it ours; while others do the same, wait for them."""
+    deadline = time.monotonic() + _OPENING
+    while True:
+        try:
+            _check_owner(path, db)
+            _make_tables(path, db, partitions)
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(random.uniform(0.001, 0.01))  # noqa: S311 - no secret
+        else:
+            return
 
 
 def _check_owner(path: Path, db: sqlite3.Connection) -> None:
-    owner, version, tables = (
-        db.execute(query).fetchone()[0]
-        for query in (
-            "PRAGMA application_id",
-            "PRAGMA user_version",
-            "SELECT count(*) FROM sqlite_schema",
-        )
-    )
+    # One statement: between two of them another process may have made it.
+    owner, version, tables = db.execute(
+        "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema) "
+        "FROM pragma_application_id, pragma_user_version"
+    ).fetchone()
     if owner != APPLICATION_ID and (owner or version or tables):
         raise refused(path, "it is a database of another program; name a file of its own")
     if owner == APPLICATION_ID and version > VERSION:

@@ -57,24 +57,29 @@ class SQLiteProducer(Producer):
         Raises:
             ConnectError: it can't be opened or made, or can't work; the message says why.
         """
+        if self._batches is not None and not self._batches.is_here:
+            await self._close()  # its loop has died, or it is the one of a process that was forked
         if self._writer is None:
             writer = await Writer.open(self._connection)
-            self._writer = writer
-            self._batches = Batches(writer, writer.log.append)
+            self._writer, self._batches = writer, Batches(writer, writer.log.append)
 
     async def stop(self) -> None:
         """Wait for what is being written, and close the file; does nothing when it is not open."""
-        writer, batches = self._writer, self._batches
-        self._writer = self._batches = None
-        if writer is None or batches is None:
-            return
+        batches, self._batches = self._batches, None
         try:
-            async with asyncio.timeout(_FLUSH):
-                await batches.idle()
+            if batches is not None and batches.is_here:
+                async with asyncio.timeout(_FLUSH):
+                    await batches.idle()
         except TimeoutError:  # another process has the lock; closing gives up
             pass
         finally:
-            batches.end()
+            if batches is not None and batches.is_here:
+                batches.end()
+            await self._close()
+
+    async def _close(self) -> None:
+        writer, self._writer, self._batches = self._writer, None, None
+        if writer is not None:
             await asyncio.to_thread(writer.release)
 
     async def flush(self) -> None:

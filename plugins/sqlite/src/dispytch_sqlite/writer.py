@@ -140,6 +140,8 @@ class Writer:
 
     def release(self) -> None:
         """One user less; with the last one what is left is written, and the file closed. Blocks."""
+        if self.is_inherited:
+            return
         with self._opening:
             self._users -= 1
             if self._users:
@@ -148,6 +150,11 @@ class Writer:
             self._is_closing = True
             self._jobs.put(None)
             self._thread.join()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it is of the process that this one was forked from: it can't write here."""
+        return self in self._inherited
 
     # In the event loop
 
