@@ -58,23 +58,29 @@ class FaultyConnection:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.commits = 0
-        self._failures, self._code, self._are_stored = 0.0, 0, False
+        self._first, self._failures, self._code, self._are_stored = 0, 0.0, 0, False
 
-    def fail(self, count: float, code: int, *, are_stored: bool = False) -> None:
+    def fail(self, count: float, code: int, *, after: int = 0, are_stored: bool = False) -> None:
         """Fail so many commits with a code of SQLite.
 
         Args:
             count: how many.
             code: which code.
+            after: how many work before.
             are_stored: whether the disk has them nevertheless.
         """
+        self._first = self.commits + after
         self._failures, self._code, self._are_stored = count, code, are_stored
+
+    def heal(self) -> None:
+        """Fail no more."""
+        self._failures = 0
 
     def execute(self, statement: str, *parameters: Any) -> Any:
         """Execute, or fail."""
         if statement == "COMMIT":
             self.commits += 1
-            if self._failures:
+            if self._failures and self.commits > self._first:
                 self._failures -= 1
                 if self._are_stored:
                     self._db.execute(statement)
