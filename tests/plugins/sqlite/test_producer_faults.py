@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,18 @@ def locked(path: Path) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-async def outcome(emit: Any) -> Receipt | BaseException:
-    (result,) = await asyncio.gather(emit, return_exceptions=True)
-    return result  # type: ignore[no-any-return]
+async def outcome(emit: Awaitable[Any]) -> Any:
+    """What an emit returns, or its error."""
+    try:
+        return await emit
+    except EmitError as error:
+        return error
+
+
+async def given() -> None:
+    """Let tasks that were made hand over what they emit."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 # A full disk
@@ -241,8 +250,7 @@ async def test_a_disk_that_fails_to_confirm_leaves_it_unknown(
                 asyncio.create_task(outcome(each.emit(Stored(number=number))))
                 for number, each in enumerate((one, two))
             ]
-            for _ in range(5):
-                await asyncio.sleep(0)
+            await given()
         results = await asyncio.gather(*emits)
         assert db.commits == 2  # the first one is of what held the writer up
     for result in results:
@@ -308,15 +316,14 @@ async def test_a_batch_is_not_split_by_what_waits_before_it(
     faulty().fail(1, sqlite3.SQLITE_FULL, after=2)
     async with held_up():
         first = asyncio.create_task(outcome(producer.send_message(out())))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await given()
         singles = [
             asyncio.create_task(outcome(producer.send_message(out(n)))) for n in range(1, 700)
         ]
         batch = asyncio.create_task(
             producer.send_messages([out(number, "a") for number in range(700, 1600)])
         )
-        await asyncio.sleep(0)
+        await given()
     assert isinstance(await first, dict)
     results = [*await asyncio.gather(*singles), *await batch]
     assert {type(result) for result in results} == {EmitRejected}
@@ -352,12 +359,11 @@ async def test_an_emit_that_is_cancelled_before_its_turn_is_not_written(
     """Single ones and batches; those beside it are."""
     async with held_up():
         first = asyncio.create_task(producer.send_message(out(1)))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await given()
         single = asyncio.create_task(producer.send_message(out(2)))
         batch = asyncio.create_task(producer.send_messages([out(3), out(4)]))
         last = asyncio.create_task(producer.send_message(out(5)))
-        await asyncio.sleep(0)
+        await given()
         single.cancel()
         batch.cancel()
         await asyncio.wait({single, batch})
@@ -378,12 +384,11 @@ async def test_stopping_with_a_locked_file_leaves_no_emit_without_an_outcome(
         emits = []
         for number in range(3):
             emits.append(asyncio.create_task(outcome(producer.send_message(out(number)))))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await given()
         batch = asyncio.create_task(
             producer.send_messages([out(number) for number in range(3, 2000)])
         )
-        await asyncio.sleep(0)
+        await given()
         async with asyncio.timeout(2):
             await producer.stop()
             results = [*await asyncio.gather(*emits), *await batch]
@@ -399,10 +404,9 @@ async def test_stopping_writes_what_was_given(producer: SQLiteProducer, path: Pa
         emits = []
         for number in range(3):
             emits.append(asyncio.create_task(producer.send_message(out(number))))
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await given()
         stopping = asyncio.create_task(producer.stop())
-        await asyncio.sleep(0)
+        await given()
     await stopping
     await asyncio.gather(*emits)
     assert payloads(path) == [0, 1, 2]
