@@ -329,21 +329,29 @@ async def test_giving_up_on_a_locked_file_leaves_nothing_open(
     """The start that timed out goes on in its thread; what it opens then is closed."""
     path = tmp_path / "events.db"
     opened(path)
-    begun, may_open = threading.Event(), threading.Event()
+    may_open = threading.Event()
+    made: list[sqlite3.Connection] = []
 
     def slowly(path: Path, partitions: int) -> sqlite3.Connection:
-        begun.set()
         may_open.wait()
-        return open_database(path, partitions)
+        made.append(open_database(path, partitions))
+        return made[0]
+
+    def is_closed() -> bool:
+        try:
+            made[0].execute("SELECT 1")
+        except (IndexError, sqlite3.ProgrammingError) as error:
+            return isinstance(error, sqlite3.ProgrammingError)
+        return False
 
     monkeypatch.setattr("dispytch_sqlite.writer.open_database", slowly)
     with pytest.raises(ConnectError, match="within"):
         await emitter(path, timeout=0.05).start()
-    assert begun.is_set()
     may_open.set()
     async with asyncio.timeout(5):
-        while Writer._shared:  # noqa: ASYNC110 - closing tells nobody
+        while not is_closed():  # noqa: ASYNC110 - closing tells nobody
             await asyncio.sleep(0.005)
+    assert Writer._shared == {}
 
 
 # Network file systems

@@ -179,8 +179,7 @@ async def test_what_fits_is_stored_beside_what_does_not(path: Path) -> None:
             async with held_up():
                 large = asyncio.create_task(outcome(one.emit(Stored(text="x" * 20_000))))
                 small = asyncio.create_task(outcome(two.emit(Stored(number=2))))
-                for _ in range(5):
-                    await asyncio.sleep(0)
+                await given()
             assert isinstance(await large, EmitRejected)
             assert isinstance(await small, Receipt)
     assert numbers(path) == [1, 2]
