@@ -346,7 +346,7 @@ def _close(opening: "asyncio.Future[Writer]") -> None:
 
 def _forked() -> None:
     # Threads stay behind. What SQLite knows of the file is the parent's: a connection made here
-    # would believe that it has the parent's locks, and closing one would let go of them.
+    # would believe that it has the parent's locks, and lose its log when the parent closes.
     Writer._inherited += Writer._shared.values()
     Writer._shared.clear()
     Writer._opening.release()
