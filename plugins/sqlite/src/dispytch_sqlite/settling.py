@@ -9,7 +9,7 @@ from typing import TypeAlias
 from dispytch import SettleError
 from dispytch_sqlite.delivery import Share, SQLiteDelivery
 from dispytch_sqlite.errors import WriteError
-from dispytch_sqlite.group import Member, Retry, commit
+from dispytch_sqlite.group import Member, Retry, Tenure, commit
 from dispytch_sqlite.log import written_headers
 from dispytch_sqlite.writer import Writer
 
@@ -45,7 +45,7 @@ class Settling:
         self._nacked: list[SQLiteDelivery] = []
         self._touched: dict[Share, None] = {}
         self._retries: list[Retry] = []
-        self._retried: list[tuple[int, int]] = []
+        self._retried: list[tuple[Tenure, int]] = []
         self._waiting: list[_Waiter] = []
         self._is_busy = self._is_over = False
         self._idle: asyncio.Future[None] | None = None
@@ -56,7 +56,7 @@ class Settling:
         """It is done; a future of when that is written down."""
         self._let_go(delivery)
         if delivery.is_retry:
-            self._retried.append((delivery.share.cursor, delivery.seq))
+            self._retried.append((delivery.share.tenure, delivery.seq))
         return self._written(delivery.share)
 
     def later(self, delivery: SQLiteDelivery, delay: float) -> "asyncio.Future[None]":
@@ -68,7 +68,7 @@ class Settling:
             headers = written_headers(delivery.headers)
             visible_ms = int((time.time() + delay) * 1000) + 1
             share, attempt = delivery.share, delivery.attempt
-            self._retries.append(Retry(share.cursor, delivery.seq, attempt, visible_ms, headers))
+            self._retries.append(Retry(share.tenure, delivery.seq, attempt, visible_ms, headers))
         return self._written(delivery.share)
 
     def again(self, delivery: SQLiteDelivery) -> None:
@@ -87,7 +87,7 @@ class Settling:
 
     def drop(self, share: Share, seq: int) -> None:
         """An event that was to come again is not there any more."""
-        self._retried.append((share.cursor, seq))
+        self._retried.append((share.tenure, seq))
         self.touch(share)
 
     def _let_go(self, delivery: SQLiteDelivery) -> None:
@@ -152,7 +152,7 @@ class Settling:
         marks = [share.mark for share in shares]
         write = partial(commit, member=self.member, marks=marks, retries=retries, retried=retried)
 
-        def done(writing: "asyncio.Future[set[int]]") -> None:
+        def done(writing: "asyncio.Future[set[Tenure]]") -> None:
             error = writing.exception()
             if self._is_over and error is not None:
                 self._fail(waiting)
@@ -168,11 +168,11 @@ class Settling:
             self.problem = None
             lost = writing.result()
             for share, mark in zip(shares, marks, strict=True):
-                if share.cursor in lost:
+                if share.tenure in lost:
                     share.lose()
                 elif mark.is_release:
                     share.is_ours = False
-            self._fail(each for each in waiting if each[0].cursor in lost)
+            self._fail(each for each in waiting if each[0].tenure in lost)
             for _, future in waiting:
                 if not future.done():
                     future.set_result(None)
