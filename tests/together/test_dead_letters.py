@@ -1,4 +1,4 @@
-"""`dispytch dlq` on every backend that lasts: what one process could not handle, another shows and replays."""
+"""`dispytch dlq` on brokers and files: what one process could not handle, another replays."""
 
 import asyncio
 import json

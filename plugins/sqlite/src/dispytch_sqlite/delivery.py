@@ -4,7 +4,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dispytch import Delivery, SettleError
-from dispytch_sqlite.group import Mark, Pairs
+from dispytch_sqlite.group import Mark, Pairs, Tenure
 
 if TYPE_CHECKING:
     from dispytch_sqlite.settling import Settling
@@ -90,6 +90,11 @@ class Share:
         self.ending: set[int] = set()
         self.is_ours, self.is_leaving = True, False
         self.written = position
+
+    @property
+    def tenure(self) -> Tenure:
+        """Which cursor it is, and since which epoch."""
+        return self.cursor, self.epoch
 
     @property
     def mark(self) -> Mark:

@@ -20,6 +20,7 @@ __all__ = [
     "Pairs",
     "Retry",
     "State",
+    "Tenure",
     "balance",
     "commit",
     "join",
@@ -30,6 +31,9 @@ __all__ = [
 
 Pairs: TypeAlias = Sequence[tuple[int, int]]
 """Numbers of events, and how often each was delivered."""
+
+Tenure: TypeAlias = tuple[int, int]
+"""A cursor, and the epoch in which it is a member's: in another one it may be the same member's."""
 
 State: TypeAlias = tuple[int, int, int, int, int]
 """Members, the newest of them, dead ones, free cursors, claims so far: shares change with it."""
@@ -90,12 +94,17 @@ class Mark:
     open: Pairs
     is_release: bool = False
 
+    @property
+    def tenure(self) -> Tenure:
+        """Which cursor, and since which epoch."""
+        return self.cursor, self.epoch
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
     """An event that is to come again later, for one cursor."""
 
-    cursor: int
+    tenure: Tenure
     seq: int
     attempt: int
     visible_ms: int
@@ -210,8 +219,8 @@ def commit(
     member: Member,
     marks: Sequence[Mark],
     retries: Iterable[Retry] = (),
-    retried: Iterable[tuple[int, int]] = (),
-) -> set[int]:
+    retried: Iterable[tuple[Tenure, int]] = (),
+) -> set[Tenure]:
     """Write down how far all is.
 
     Args:
@@ -219,10 +228,10 @@ def commit(
         member: whose the cursors are.
         marks: for each cursor how far it is.
         retries: what is to come again.
-        retried: cursor and number of what came again and is done.
+        retried: of what came again and is done, the tenure and the number.
 
     Returns:
-        The cursors that are this member's no more; nothing was written for them.
+        The tenures that are over; nothing was written for them.
     """
     told = json.dumps([(m.cursor, m.epoch, m.position, m.open, m.is_release) for m in marks])
     written = db.execute(
@@ -238,25 +247,25 @@ def commit(
     db.executemany(
         "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?)",
         [
-            (each.cursor, each.seq, each.attempt, each.visible_ms, each.headers)
+            (each.tenure[0], each.seq, each.attempt, each.visible_ms, each.headers)
             for each in retries
-            if each.cursor not in lost
+            if each.tenure not in lost
         ],
     )
     db.executemany(
         "DELETE FROM retries WHERE cursor = ? AND seq = ?",
-        [each for each in retried if each[0] not in lost],
+        [(tenure[0], seq) for tenure, seq in retried if tenure not in lost],
     )
     return lost
 
 
-def _lost(db: sqlite3.Connection, member: Member, marks: Iterable[Mark]) -> set[int]:
+def _lost(db: sqlite3.Connection, member: Member, marks: Iterable[Mark]) -> set[Tenure]:
     """Those that were not this member's; what it gave away with these marks was its own."""
     ours = (
         "SELECT 1 FROM cursors WHERE id = ? AND epoch = ? AND (owner = ? OR (? AND owner IS NULL))"
     )
     return {
-        mark.cursor
+        mark.tenure
         for mark in marks
         if db.execute(ours, (mark.cursor, mark.epoch, member.id, mark.is_release)).fetchone()
         is None

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from dispytch import SettleError
 from dispytch_sqlite.delivery import Share, SQLiteDelivery
 from dispytch_sqlite.errors import WriteError
-from dispytch_sqlite.group import Mark, Member, Retry, commit
+from dispytch_sqlite.group import Mark, Member, Retry, Tenure, commit
 from dispytch_sqlite.log import written_headers
 from dispytch_sqlite.writer import Writer
 
@@ -45,17 +45,6 @@ class _Lot:
         self.waiting[:0] = earlier.waiting
         self.retries[:0] = earlier.retries
         self.retried[:0] = earlier.retried
-
-    def take_lost(self) -> list[_Waiter]:
-        """Drop what is of shares that are not ours: the same cursors may be ours anew."""
-        if all(share.is_ours for share in self.touched):
-            return []
-        self.touched = {share: None for share in self.touched if share.is_ours}
-        self.retries = [each for each in self.retries if each[0].is_ours]
-        self.retried = [each for each in self.retried if each[0].is_ours]
-        lost = [each for each in self.waiting if not each[0].is_ours]
-        self.waiting = [each for each in self.waiting if each[0].is_ours]
-        return lost
 
 
 class Settling:
@@ -101,7 +90,7 @@ class Settling:
             headers = written_headers(delivery.headers)
             visible_ms = int((time.time() + delay) * 1000) + 1
             share, seq = delivery.share, delivery.seq
-            retry = Retry(share.cursor, seq, delivery.attempt, visible_ms, headers)
+            retry = Retry(share.tenure, seq, delivery.attempt, visible_ms, headers)
             self._lot.retries.append((share, retry))
             share.ending.add(seq)
         return self._written(delivery.share)
@@ -178,7 +167,6 @@ class Settling:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._fail(self._lot.take_lost())
         if not self._lot.touched or self.member is None:
             self._is_busy = False
             if self._idle is not None:
@@ -192,12 +180,12 @@ class Settling:
             member=self.member,
             marks=marks,
             retries=[retry for _, retry in lot.retries],
-            retried=[(share.cursor, seq) for share, seq in lot.retried],
+            retried=[(share.tenure, seq) for share, seq in lot.retried],
         )
         self._writer.run(write).add_done_callback(partial(self._flushed, lot, marks))
 
     def _flushed(
-        self, lot: _Lot, marks: Sequence[Mark], writing: "asyncio.Future[set[int]]"
+        self, lot: _Lot, marks: Sequence[Mark], writing: "asyncio.Future[set[Tenure]]"
     ) -> None:
         error = writing.exception()
         if self._is_over and error is not None:
@@ -211,7 +199,7 @@ class Settling:
         self.problem = None
         lost = writing.result()
         for share, mark in zip(lot.touched, marks, strict=True):
-            if share.cursor in lost:
+            if share.tenure in lost:
                 share.lose()
             elif mark.is_release:
                 share.is_ours = False
@@ -221,7 +209,7 @@ class Settling:
             share.ending.discard(retry.seq)
         if lot.retries:
             self._wake()  # to see when they are due
-        self._fail(each for each in lot.waiting if each[0].cursor in lost)
+        self._fail(each for each in lot.waiting if each[0].tenure in lost)
         for _, future in lot.waiting:
             if not future.done():
                 future.set_result(None)
