@@ -133,7 +133,12 @@ class Retention:
         )
         if free < _FREE_PAGES or mode != _INCREMENTAL:
             return None
-        return lambda db: db.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
+        return _shrink
+
+
+def _shrink(db: sqlite3.Connection) -> None:
+    for _ in range(_FREE_PAGES):  # one by one: Python 3.11 gives back no more, asked for many
+        db.execute("PRAGMA incremental_vacuum(1)").fetchall()
 
 
 def _deletion(numbers: list[int]) -> Step:
