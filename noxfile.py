@@ -145,8 +145,8 @@ def wheels(session: nox.Session, what: str) -> None:
 
 @nox.session(python=NEWEST)
 def demo(session: nox.Session) -> None:
-    """Typed events through the built-in backend, which needs no server."""
-    _install(session, *PLUGINS, groups=())
+    """A shop on SQLite in several processes, one of which is killed at work; needs no server."""
+    _install(session, "sqlite", groups=())
     session.run("dispytch", "demo", *session.posargs)
 
 

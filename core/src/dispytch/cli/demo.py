@@ -1,284 +1,202 @@
-"""`dispytch demo`: a shop that emits and handles on the memory backend. Its code is `orders.py`."""
+"""`dispytch demo`: a shop on SQLite, in several processes, one of which is killed at work.
+
+The shop is `orders.py`, run by `dispytch run`. What it logs becomes facts in `worklog.py`; whether
+they are as promised is judged in `verdict.py`, and all is shown by `screen.py`.
+"""
 
 import asyncio
-import json
-import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import click
-from pydantic import BaseModel
 from rich.console import Console
-from rich.live import Live
-from rich.syntax import Syntax
-from rich.table import Table
-from rich.text import Text
 
 from dispytch import plugins
-from dispytch.cli.output import print_table
-from dispytch.config import Given, layer_of
-from dispytch.errors import PluginError
-from dispytch.listener import DEAD_LETTER_HEADERS, EventListener, HandleContext
-from dispytch.listener.received import CallNext
-from dispytch.memory import MemoryBroker, MemoryMessage
+from dispytch.cli.dlq import dead_letter_facts
+from dispytch.cli.orders import OldOrderPlaced, OrderPlaced
+from dispytch.cli.receiving import connection_for, until_signal
+from dispytch.cli.screen import Screen
+from dispytch.cli.verdict import STEPS, Facts, Letter, verdict
+from dispytch.cli.worklog import Note, Said
+from dispytch.consumer import Consumer, Subscription
+from dispytch.emitter import EventEmitter
+from dispytch.errors import BackendNotFoundError
 
-__all__ = ["Tally", "demo"]
+__all__ = ["demo"]
 
-ORDERS = 24
-CUSTOMERS = ("ada", "grace", "edsger", "barbara", "donald", "frances")
-STEPS = ("take_payment", "send_parcel", "tell_customer")
-_TIMEOUT = 30.0  # seconds until it must be over, which takes three
+ORDERS, EVERY = 60, 0.1  # how many, and seconds between two
+CUSTOMERS = (
+    "ada", "alan", "barbara", "donald", "edsger", "frances", "grace", "hedy", "katherine", "radia",
+)  # fmt: skip
+WORKERS = 3
+COMMAND = ("dispytch", "run", "dispytch.cli.orders:listener", "--workers", str(WORKERS))
+
+_ORDERS, _DEAD = "orders", "orders.dlq"
+_KILL_AFTER = ORDERS // 4  # orders that are paid for; then the next worker with enough in hand dies
+_IN_HAND = 3  # what is enough: events begun and not finished
+_TIMEOUT = 40.0  # seconds until it must be over, which takes less than half of that
+_DRAIN = 5.0  # seconds the service gets to end, before it is ended
+_LOOK_EVERY = 0.05  # seconds between two looks at how far it is
 
 
 @click.command()
 @click.pass_context
 def demo(context: click.Context) -> None:
-    """Run a shop in memory: events emitted and handled, retried and dead-lettered.
+    """Run a shop on SQLite in several processes, kill one at work, and show that nothing is lost.
 
-    Needs no server, and takes a few seconds. Exit status: 0 all happened as it should, 1 not.
+    Needs no server, takes about 15 seconds, and leaves nothing behind.
+
+    Exit status: 0 all happened as it should, 1 not, 2 the SQLite backend is not installed, 130
+    Ctrl-C.
     """
-    console = Console(highlight=False)
-    schemas = installed_schemas(console)
-    broker, tally = MemoryBroker.named("demo"), Tally()
-    broker.clear()
-    asyncio.run(run_shop(console, broker, tally, schemas))
-    console.print()
-    print_table(("handler", "handled", "failed attempts", "at once"), tally.rows())
-    letters = broker.on("orders.dlq")
-    for letter in letters:
-        show_dead_letter(console, letter)
-    show(console, broker.messages[0], schemas)
-    if not schemas:
-        say(
-            console,
-            "No other backend is installed. See the config of one beside the event with: "
-            "pip install 'dispytch[kafka,rabbitmq]'",
-        )
-    wrong = problems(broker, tally)
-    for problem in wrong:
-        say(console, f"This should not have happened: {problem}", "bold red")
-    if not wrong:
-        say(
-            console,
-            f"{ORDERS} orders went all the way, one handler needed three attempts, and one event "
-            "nobody could read is in orders.dlq. Nothing was lost.",
-            "bold green",
-        )
-    context.exit(1 if wrong else 0)
-
-
-class Tally:
-    """Counts what handlers do; `watch` is a middleware of the listener."""
-
-    def __init__(self) -> None:
-        self.handled: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
-        self.running: Counter[str] = Counter()
-        self.most: Counter[str] = Counter()
-        self.orders: dict[str, set[int]] = {step: set() for step in STEPS}
-
-    async def watch(self, ctx: HandleContext, call_next: CallNext) -> Any:
-        """Around each attempt of each handler."""
-        step = ctx.handler.rpartition(":")[2]
-        self.running[step] += 1
-        self.most[step] = max(self.most[step], self.running[step])
-        try:
-            result = await call_next(ctx)
-        except Exception:
-            self.failed[step] += 1
-            raise
-        finally:
-            self.running[step] -= 1
-        self.handled[step] += 1
-        self.orders[step].add(ctx.event.body.order)
-        return result
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """A row per handler: its name, events handled, attempts that failed, most at once."""
-        return [
-            (step, str(self.handled[step]), str(self.failed[step]), str(self.most[step]))
-            for step in STEPS
-        ]
-
-
-async def run_shop(
-    console: Console, broker: MemoryBroker, tally: Tally, schemas: Mapping[str, type[BaseModel]]
-) -> None:
-    """Place the orders, and wait until everything is handled or dead-lettered."""
-    from dispytch.cli import orders  # noqa: PLC0415 - it makes an emitter, which only this needs
-
-    listener = EventListener.from_url(orders.URL, group="shop", middleware=[tally.watch])
-    listener.include_router(orders.router)
-
-    async def place() -> None:
-        for number in range(1, ORDERS + 1):
-            customer = CUSTOMERS[number % len(CUSTOMERS)]
-            order = orders.OrderPlaced(order=number, customer=customer, cents=100 * number)
-            await orders.emitter.emit(order, config=configs_of(schemas, customer))
-            if number == ORDERS // 2:
-                await orders.emitter.emit(orders.OldOrderPlaced(order=number))
-            await asyncio.sleep(0.05)
-
-    say(console, f"A shop: {ORDERS} orders by {len(CUSTOMERS)} customers, on {orders.URL}", "bold")
-    with shown(console, broker, tally) as refresh:
-        async with asyncio.timeout(_TIMEOUT), orders.emitter, listener:
-            placing = asyncio.create_task(place())
-            while not placing.done() or broker.unsettled:
-                refresh()
-                await asyncio.sleep(0.05)
-            await placing
-        refresh()
-    if orders.Database.connected:
-        raise click.ClickException("a connection of the database was not closed")
-
-
-def problems(broker: MemoryBroker, tally: Tally) -> list[str]:
-    """What did not happen as it should have."""
-    every = set(range(1, ORDERS + 1))
-    found = [
-        f"{step} did not handle {sorted(every ^ tally.orders[step])}"
-        for step in STEPS
-        if tally.orders[step] != every or tally.handled[step] != ORDERS
-    ]
-    if dict(tally.failed) != {"send_parcel": 2}:
-        found.append(f"attempts that failed: {dict(tally.failed)}, not two of send_parcel")
-    if (letters := len(broker.on("orders.dlq"))) != 1:
-        found.append(f"{letters} dead letters, not one")
-    if max(tally.most.values(), default=0) < 2:
-        found.append("no two handlers ran at once")
-    return found
-
-
-# Showing
-
-
-class Told(logging.Handler):
-    """Shows what the listener logs: the attempts that failed, and the dead letter."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show a record."""
-        style = "red" if record.levelno >= logging.ERROR else "yellow"
-        say(self._console, f"  {record.getMessage()}", style)
-
-
-@contextmanager
-def shown(console: Console, broker: MemoryBroker, tally: Tally) -> Iterator[Any]:
-    """Counters that live on a terminal; elsewhere a line whenever a quarter more is done."""
-    logger, told = logging.getLogger("dispytch"), Told(console)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(told)
-    lines = Lines(console, tally)
     try:
-        if console.is_terminal:
-            with Live(console=console, refresh_per_second=20, transient=True) as live:
-                yield lambda: live.update(counters(broker, tally))
-        else:
-            yield lines.refresh
-    finally:
-        logger.removeHandler(told)
-        logger.propagate = propagate
+        plugins.get_backend("sqlite")
+    except BackendNotFoundError as error:
+        raise BackendNotFoundError(
+            'the demo runs on SQLite, which is not installed: pip install "dispytch[sqlite,cli]"'
+        ) from error
+    facts = Facts()
+    screen = Screen(Console(highlight=False), facts, ORDERS)
+    with TemporaryDirectory(prefix="dispytch-demo-") as directory:
+        shop = Shop(Path(directory).resolve(), facts, screen)
+        if not until_signal(shop.run()):
+            raise click.Abort
+    context.exit(0 if screen.outcome(verdict(facts)) else 1)
 
 
-class Lines:
-    """The counters as plain lines."""
+class Shop:
+    """The shop at work, and what is done to it.
 
-    def __init__(self, console: Console, tally: Tally) -> None:
-        self._console, self._tally = console, tally
-        self._quarters = 0
+    Args:
+        directory: where it keeps its events.
+        facts: what is found out.
+        screen: shows it.
+    """
 
-    def refresh(self) -> None:
-        """Print a line when there is news enough."""
-        handled = self._tally.handled
-        quarters = 4 * handled.total() // (len(STEPS) * ORDERS)
-        if quarters > self._quarters:
-            self._quarters = quarters
-            counted = ", ".join(f"{step} {handled[step]}" for step in STEPS)
-            say(self._console, f"  handled: {counted}")
+    def __init__(self, directory: Path, facts: Facts, screen: Screen) -> None:
+        self._directory, self.facts, self._screen = directory, facts, screen
+        self._url = f"sqlite:///{quote(str(directory / 'shop.db'))}"
+        self._beside: list[asyncio.Task[None]] = []  # they end only when something went wrong
 
+    async def run(self) -> None:
+        """Place the orders, and wait until all is done, something went wrong, or time is over."""
+        facts, screen = self.facts, self._screen
+        screen.say(f"A shop on {self._url}, as a service of {WORKERS} processes:", "bold")
+        screen.say(f"$ {' '.join(COMMAND)}")
+        emitter = EventEmitter.from_url(self._url, timeout=10)
+        with screen.alive():
+            async with self._watched(), self._served(), emitter:
+                await self._until(lambda: facts.work.listening == WORKERS)
+                for order in range(1, ORDERS + 1):
+                    if not self._goes_on():
+                        break
+                    await self._place(emitter, order)
+                    screen.refresh()
+                    await asyncio.sleep(EVERY)
+                await self._until(lambda: facts.settled)
 
-def counters(broker: MemoryBroker, tally: Tally) -> Table:
-    """The counters as they are now."""
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 2))
-    for column in ("handler", "", "handled", "running", "failed"):
-        table.add_column(column, justify="left" if column in {"handler", ""} else "right")
-    for step in STEPS:
-        done = tally.handled[step]
-        bar = Text("━" * done, "green") + Text("━" * tally.running[step], "yellow")
-        bar.append("━" * (ORDERS - len(bar)), "bright_black")
-        failed = Text(str(tally.failed[step]), "red" if tally.failed[step] else "")
-        table.add_row(Text(step, "cyan"), bar, str(done), str(tally.running[step]), failed)
-    emitted, letters = len(broker.messages), len(broker.on("orders.dlq"))
-    table.caption = f"{emitted - letters} emitted, {letters} dead-lettered"
-    table.caption_justify = "left"
-    return table
+    async def _place(self, emitter: EventEmitter, order: int) -> None:
+        """Place an order; after the first half also one that nobody can read."""
+        customer = CUSTOMERS[order % len(CUSTOMERS)]
+        await emitter.emit(OrderPlaced(order=order, customer=customer, cents=100 * order))
+        self.facts.placed[order] = customer  # confirmed: from now on it must not get lost
+        if order == ORDERS // 2:
+            receipt = await emitter.emit(OldOrderPlaced(order=order))
+            self.facts.poison = receipt.event_id
 
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        """Show the counters until it has happened, or never will."""
+        while self._goes_on() and not happened():
+            self._screen.refresh()
+            await asyncio.sleep(_LOOK_EVERY)
+        self._screen.refresh()
 
-def show_dead_letter(console: Console, letter: MemoryMessage) -> None:
-    """Print where a dead letter is, and what it tells."""
-    console.print()
-    console.print(Text.assemble(("dead letter", "bold red"), "  in ", (letter.topic, "bold cyan")))
-    for name in ("reason", "topic", "group", "time"):
-        value = letter.headers[DEAD_LETTER_HEADERS + name]
-        say(console, f"  {name}: {value if isinstance(value, str) else value.decode()}")
+    def _goes_on(self) -> bool:
+        """Whether there is a reason to wait; raises what ended one of the tasks beside."""
+        for task in self._beside:
+            if task.done():
+                task.result()
+                return False
+        return self._screen.clock < _TIMEOUT
 
+    # What travels
 
-def installed_schemas(console: Console) -> dict[str, type[BaseModel]]:
-    """The event configs of the installed backends that the demo knows; imports no client."""
-    schemas: dict[str, type[BaseModel]] = {}
-    installed = {info.name for info in plugins.backends()}
-    for name in sorted(installed & {"kafka", "rabbitmq"}):
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Look on, without a group, as `dispytch listen` does."""
+        backend, connection = connection_for(self._url)
+        consumer = backend.make_consumer(connection)
         try:
-            schema = plugins.event_config(name)
-        except PluginError as error:
-            say(console, f"{name}: {error}", "red")
-        else:
-            if schema is not None:
-                schemas[name] = schema
-    return schemas
+            await consumer.start()
+            await consumer.subscribe([Subscription(topic, None) for topic in (_ORDERS, _DEAD)])
+            self._beside.append(asyncio.create_task(self._watch(consumer)))
+            yield
+        finally:
+            for task in self._beside:
+                task.cancel()
+            await consumer.stop()
+
+    async def _watch(self, consumer: Consumer) -> None:
+        while True:
+            for delivery in await consumer.receive(100):
+                if delivery.topic == _DEAD:
+                    told = dead_letter_facts(delivery)["dead_letter"]
+                    self.facts.letters.append(Letter(delivery.topic, told))
+                elif self.facts.first is None:
+                    self.facts.first = delivery
+                await delivery.ack()
+
+    # The service
+
+    @asynccontextmanager
+    async def _served(self) -> AsyncIterator[None]:
+        """Run the service; at the end no process of it is left."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *COMMAND, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE,
+            cwd=self._directory, env={**os.environ, "SHOP_URL": self._url},
+        )  # fmt: skip
+        assert process.stderr is not None  # noqa: S101 - for type checkers
+        reading = asyncio.create_task(self._read(process.stderr))
+        self._beside.append(reading)
+        try:
+            yield
+        finally:
+            self.facts.status = await _ended(process)
+            await reading  # all have closed the pipe: they are gone
+
+    async def _read(self, log: asyncio.StreamReader) -> None:
+        facts, screen = self.facts, self._screen
+        async for line in log:
+            said = facts.work.read(line.decode(errors="replace").rstrip(), screen.clock)
+            if isinstance(said, Said):
+                screen.logged(said)
+            elif said is not None and facts.killed is None:
+                self._kill_at_work(said)
+
+    def _kill_at_work(self, note: Note) -> None:
+        """Kill the worker that has just begun something, if the time has come."""
+        in_hand = self.facts.work.in_hand(note.pid)
+        paid = self.facts.done[STEPS[0]]
+        if note.what == "begins" and paid >= _KILL_AFTER and len(in_hand) >= _IN_HAND:
+            os.kill(note.pid, signal.SIGKILL)
+            self.facts.killed = note.pid
+            self._screen.killed(note.pid, in_hand)
 
 
-def configs_of(schemas: Mapping[str, type[BaseModel]], customer: str) -> Given:
-    """One config per backend, as one event may carry them."""
-    values: Mapping[str, Mapping[str, Any]] = {
-        "kafka": {"partition_key": customer, "headers": {"source": "demo"}},
-        "rabbitmq": {"priority": 5, "expiration": 60, "headers": {"source": "demo"}},
-    }
-    return tuple(schema(**values[name]) for name, schema in schemas.items()) or None
-
-
-def show(console: Console, message: MemoryMessage, schemas: Mapping[str, type[BaseModel]]) -> None:
-    """Print one event: its topic and key, its envelope, and the config for each backend."""
-    heading = Text.assemble(
-        "\n",
-        (message.type, "bold magenta"),
-        "  as it travelled: topic ",
-        (message.topic, "bold cyan"),
-        "  key ",
-        (str(message.key), "bold cyan"),
-    )
-    console.print(heading, soft_wrap=True)
-    envelope = json.dumps(json.loads(message.payload), indent=2, ensure_ascii=False)
-    if console.is_terminal:
-        console.print(Syntax(envelope, "json", background_color="default", word_wrap=True))
-    else:
-        say(console, envelope)
-    for name, schema in schemas.items():
-        for config in layer_of(message.config, schema):
-            fields = ((field, getattr(config, field)) for field in type(config).model_fields)
-            settings = ", ".join(
-                f"{field}={value!r}" for field, value in fields if value is not None
-            )
-            line = Text.assemble((f"{name} would apply ", "green"), settings)
-            console.print(line, soft_wrap=True)
-    console.print()
-
-
-def say(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is, unwrapped."""
-    console.print(Text(text, style=style), soft_wrap=True)
+async def _ended(process: asyncio.subprocess.Process) -> int:
+    """Ask it to finish what it has begun; a second time it kills its workers."""
+    for _ in range(2):
+        with suppress(ProcessLookupError):
+            process.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                return await process.wait()
+    process.kill()  # its workers notice, and end
+    return await process.wait()

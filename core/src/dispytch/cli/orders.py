@@ -1,17 +1,22 @@
 """What `dispytch demo` runs: a shop in three steps, written as a service of your own would be.
 
 An order is placed; its handler takes the money and emits that; then the parcel is sent, and at last
-the customer is told. Nothing here knows a broker: the URL decides.
+the customer is told. Nothing here knows a broker, or how many processes there are: the URL decides.
+
+    SHOP_URL=kafka://localhost:9092 dispytch run dispytch.cli.orders:listener --workers 3
 """
 
 import asyncio
+import logging
+import os
 import random
 from collections.abc import AsyncIterator
-from typing import Annotated, ClassVar
+from functools import cache
+from typing import Annotated, Any
 
-from dispytch.emitter import EventEmitter
-from dispytch.event import EventBase
-from dispytch.listener import Depends, Event, Retry, Router
+from dispytch import Depends, Event, EventBase, EventEmitter, EventListener, Retry, Router
+from dispytch.listener import HandleContext
+from dispytch.listener.received import CallNext
 
 __all__ = [
     "CourierBusy",
@@ -22,14 +27,15 @@ __all__ = [
     "PaymentTaken",
     "database",
     "emitter",
+    "listener",
+    "logged",
     "router",
 ]
 
-URL = "memory://demo"
+URL = os.environ.get("SHOP_URL", "sqlite:///shop.db")
 """Only this changes for kafka://... or amqp://..."""
 
-emitter = EventEmitter.from_url(URL)
-router = Router(retry=Retry(attempts=3, base=0.3))
+logger = logging.getLogger("shop")
 
 
 class OrderPlaced(EventBase):
@@ -82,25 +88,56 @@ class CourierBusy(Exception):  # noqa: N818 - it says what happened
 class Database:
     """A connection to a database, as far as a demo needs one."""
 
-    connected: ClassVar[int] = 0
-
     async def save(self) -> None:
-        """Take as long as a real one may."""
-        await asyncio.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - no secret
+        """Take as long as a real one may on a bad day."""
+        await asyncio.sleep(random.uniform(0.2, 0.4))  # noqa: S311 - no secret
+
+    async def close(self) -> None:
+        """Give it back."""
 
 
 async def database() -> AsyncIterator[Database]:
-    """A connection for one event, closed when its handlers are done, also where they failed."""
-    Database.connected += 1
+    """A connection for one event, closed when its handler is done, also where it failed."""
+    db = Database()
     try:
-        yield Database()
+        yield db
     finally:
-        Database.connected -= 1
+        await db.close()
+
+
+@cache
+def _emitter() -> EventEmitter:
+    return EventEmitter.from_url(URL)
+
+
+async def emitter() -> EventEmitter:
+    """The emitter of this process, started by the first event that needs it."""
+    await _emitter().start()
+    return _emitter()
+
+
+async def logged(ctx: HandleContext, call_next: CallNext) -> Any:
+    """Log what is begun, and how it ends: the demo reads that."""
+    step, body = ctx.handler.rpartition(":")[2], ctx.event.body
+    what = f"{step} order={body.order} customer={body.customer}"
+    logger.info("begins %s", what)
+    try:
+        result = await call_next(ctx)
+    except Exception:
+        logger.info("fails %s", what)
+        raise
+    logger.info("ends %s", what)
+    return result
+
+
+router = Router(retry=Retry(attempts=3, base=0.3), middleware=[logged])
 
 
 @router.handler(OrderPlaced)
 async def take_payment(
-    event: Event[OrderPlaced], db: Annotated[Database, Depends(database)]
+    event: Event[OrderPlaced],
+    db: Annotated[Database, Depends(database)],
+    emitter: Annotated[EventEmitter, Depends(emitter)],
 ) -> None:
     """The first step."""
     await db.save()
@@ -110,7 +147,9 @@ async def take_payment(
 
 @router.handler(PaymentTaken)
 async def send_parcel(
-    event: Event[PaymentTaken], db: Annotated[Database, Depends(database)]
+    event: Event[PaymentTaken],
+    db: Annotated[Database, Depends(database)],
+    emitter: Annotated[EventEmitter, Depends(emitter)],
 ) -> None:
     """The second step. For order 3 it takes three attempts."""
     order = event.body
@@ -126,3 +165,10 @@ async def tell_customer(
 ) -> None:
     """The last step."""
     await db.save()
+
+
+def listener() -> EventListener:
+    """What `dispytch run` runs, in each of its workers."""
+    made = EventListener.from_url(URL, group="shop")
+    made.include_router(router)
+    return made

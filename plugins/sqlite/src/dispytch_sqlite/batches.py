@@ -71,14 +71,13 @@ class Batches(Generic[_T, _R]):
         self, futures: Sequence["asyncio.Future[_R]"], writing: "asyncio.Future[Sequence[_R]]"
     ) -> None:
         error = writing.exception()
-        outcomes = [None] * len(futures) if error is not None else writing.result()
-        for future, outcome in zip(futures, outcomes, strict=True):
-            if future.done():
-                continue
-            if isinstance(error, WriteError):
-                future.set_exception(self._error(error))
-            elif error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(outcome)  # type: ignore[arg-type]
+        if error is not None:
+            for future in futures:
+                if not future.done():
+                    own = self._error(error) if isinstance(error, WriteError) else error
+                    future.set_exception(own)
+        else:
+            for future, outcome in zip(futures, writing.result(), strict=True):
+                if not future.done():
+                    future.set_result(outcome)
         self._flush()

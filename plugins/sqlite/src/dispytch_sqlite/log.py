@@ -101,13 +101,11 @@ class Log:
         known = self._topics.get(name)
         if known is not None:
             return known
-        found = db.execute("SELECT id FROM topics WHERE name = ?", (name,)).fetchone()
-        if found is None:
-            is_dead = name.rpartition(".")[2] == DEAD_LETTER
-            made = db.execute("INSERT INTO topics (name, is_dead) VALUES (?, ?)", (name, is_dead))
-            found = (made.lastrowid,)
-        self._topics[name] = found[0]
-        return int(found[0])
+        is_dead = name.rpartition(".")[2] == DEAD_LETTER
+        db.execute("INSERT OR IGNORE INTO topics (name, is_dead) VALUES (?, ?)", (name, is_dead))
+        (number,) = db.execute("SELECT id FROM topics WHERE name = ?", (name,)).fetchone()
+        self._topics[name] = number
+        return int(number)
 
     def _partition(self, key: bytes | None) -> int:
         number = next(self._turn) if key is None else zlib.crc32(key)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from dispytch.errors import ConnectError
 from dispytch_sqlite.delivery import Share
 from dispytch_sqlite.errors import WriteError, as_connect_error
 from dispytch_sqlite.group import Balance, Member, State, balance, join, leave, renew, state_of
@@ -84,7 +83,7 @@ class Membership:
 
     async def _enter(self) -> None:
         connection = self._writer.connection
-        self._settling.member = await self._writer.run(
+        member = self._settling.member = await self._writer.run(
             partial(
                 join,
                 group=self._group,
@@ -93,7 +92,7 @@ class Membership:
                 begin=connection.begins_at(),
             )
         )
-        self._take(await self._writer.run(partial(balance, member=self._settling.member)))
+        self._take(await self._writer.run(partial(balance, member=member)))
 
     async def leave(self) -> None:
         """Give everything back, and be a member no more."""
@@ -111,8 +110,11 @@ class Membership:
         marks = [share.mark for share in shares]
         try:
             await self._writer.run(partial(leave, member=member, marks=marks))
-        except WriteError as error:  # the others wait for the end of its lease
-            raise ConnectError(f"the group could not be left: {error}") from error
+        except WriteError as error:
+            logger.warning(
+                "sqlite: can't leave %r, its others wait for the end of the lease: %s",
+                self._group, error,
+            )  # fmt: skip
 
     # In the writer's thread
 
@@ -175,10 +177,11 @@ class Membership:
 
     def _give_away(self, feed: Feed, count: int) -> None:
         """Let others have so many partitions: the quietest ones, when their handlers are done."""
-        already = sum(share.is_leaving for share in feed.shares.values())
-        staying = [share for share in feed.shares.values() if not share.is_leaving]
-        staying.sort(key=lambda share: len(share.held))
-        leaving = staying[: max(count - already, 0)]
+        ours = [share for share in feed.shares.values() if share.is_ours]
+        staying = sorted(
+            (share for share in ours if not share.is_leaving), key=lambda share: len(share.held)
+        )
+        leaving = staying[: max(count - (len(ours) - len(staying)), 0)]
         for share in leaving:
             share.is_leaving = True
             self._settling.touch(share)

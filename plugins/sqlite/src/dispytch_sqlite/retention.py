@@ -130,8 +130,10 @@ def _done(db: sqlite3.Connection) -> Mapping[tuple[int, int], int]:
         "SELECT topic, partition, position, open, "
         "(SELECT min(seq) FROM retries WHERE cursor = cursors.id) FROM cursors"
     ):
-        waiting = [seq for seq, _ in json.loads(open_)]
-        until = min([position + 1, *waiting, *([] if retried is None else [retried])]) - 1
+        waiting: list[int] = [seq for seq, _ in json.loads(open_)]
+        if retried is not None:
+            waiting.append(retried)
+        until: int = min([position + 1, *waiting]) - 1
         place = (topic, partition)
         lowest[place] = min(until, lowest.get(place, until))
     patterns = {topic: TopicPattern(topic) for topic, _ in lowest}

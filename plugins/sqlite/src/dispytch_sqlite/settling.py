@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeAlias
 
@@ -16,6 +16,8 @@ from dispytch_sqlite.writer import Writer
 __all__ = ["Settling"]
 
 _PAUSE = 0.2  # seconds until what could not be written is written again
+
+_NOT_OURS = "its partition is another member's, or the consumer was stopped: it comes again"
 
 _Waiter: TypeAlias = tuple[Share, "asyncio.Future[None]"]
 
@@ -45,7 +47,7 @@ class Settling:
         self._retries: list[Retry] = []
         self._retried: list[tuple[int, int]] = []
         self._waiting: list[_Waiter] = []
-        self._is_busy = False
+        self._is_busy = self._is_over = False
         self._idle: asyncio.Future[None] | None = None
 
     # What becomes of a delivery
@@ -113,10 +115,14 @@ class Settling:
 
     def abandon(self) -> None:
         """Write nothing more; who waits gets a SettleError."""
+        self._is_over = True
         self._touched.clear()
-        for share, future in self._waiting:
-            _fail(share, future)
-        self._waiting.clear()
+        self._fail(self._waiting)
+
+    def _fail(self, waiting: Iterable[_Waiter]) -> None:
+        for _, future in waiting:
+            if not future.done():
+                future.set_exception(SettleError(_NOT_OURS))
 
     def _written(self, share: Share) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = self._loop.create_future()
@@ -148,6 +154,9 @@ class Settling:
 
         def done(writing: "asyncio.Future[set[int]]") -> None:
             error = writing.exception()
+            if self._is_over and error is not None:
+                self._fail(waiting)
+                return
             if isinstance(error, WriteError):
                 self.problem = error
                 self._touched = dict.fromkeys((*shares, *self._touched))
@@ -163,18 +172,10 @@ class Settling:
                     share.lose()
                 elif mark.is_release:
                     share.is_ours = False
-            for share, future in waiting:
-                if share.cursor in lost:
-                    _fail(share, future)
-                elif not future.done():
+            self._fail(each for each in waiting if each[0].cursor in lost)
+            for _, future in waiting:
+                if not future.done():
                     future.set_result(None)
             self._flush()
 
         self._writer.run(write).add_done_callback(done)
-
-
-def _fail(share: Share, future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_exception(
-            SettleError(f"partition {share.partition} is another member's; the event comes again")
-        )
