@@ -18,12 +18,16 @@ _URL = 'URL = "sqlite:///events.db"\n'
 BILLS = ["bill ada 1200", "bill ada 300", "bill grace 800"]
 
 
-@contextlib.asynccontextmanager
-async def _running(folder: Path, url: str) -> AsyncIterator[asyncio.StreamReader]:
-    """The page's file with another URL; what it prints. Ctrl-C ends it, in order."""
+def _write(folder: Path, url: str) -> None:
+    """The page's file, with another URL."""
     (code,) = _FILE.findall(PAGE.read_text())
     assert code.count(_URL) == 1
     (folder / "shop.py").write_text(code.replace(_URL, f'URL = "{url}"\n'))
+
+
+@contextlib.asynccontextmanager
+async def _running(folder: Path) -> AsyncIterator[asyncio.StreamReader]:
+    """Run the file; what it prints. Ctrl-C ends it, in order."""
     with tempfile.TemporaryFile() as errors:
         shop = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-X", "dev", "shop.py",
@@ -81,7 +85,8 @@ async def test_application_needs_another_url_alone(
         url = {"memory": "memory://shop", "sqlite": "sqlite:///events.db"}[backend]
     else:
         url = request.getfixturevalue(f"{backend}_broker").url
-    async with _running(tmp_path, url) as printed:
+    _write(tmp_path, url)
+    async with _running(tmp_path) as printed:
         bills = await _bills(printed, len(BILLS))
     assert sorted(bills) == BILLS
     assert bills.index("bill ada 1200") < bills.index("bill ada 300")
@@ -96,10 +101,11 @@ async def test_processes_share_the_file(tmp_path: Path) -> None:
         while bill := await _bills(printed, 1):
             await billed.put(bill[0])
 
+    _write(tmp_path, "sqlite:///events.db")
     async with asyncio.TaskGroup() as reading, contextlib.AsyncExitStack() as terminals:
         for _ in range(3):
-            terminal = _running(tmp_path, "sqlite:///events.db")
-            reading.create_task(pass_on(await terminals.enter_async_context(terminal)))
+            printed = await terminals.enter_async_context(_running(tmp_path))
+            reading.create_task(pass_on(printed))
         bills = [await billed.get() for _ in range(3 * len(BILLS))]
     assert billed.empty()
     assert sorted(bills) == sorted(3 * BILLS)
