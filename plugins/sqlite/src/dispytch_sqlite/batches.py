@@ -1,18 +1,21 @@
 """Batches: collects what is to be written while a write is under way, for the next one."""
 
 import asyncio
+import itertools
 import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from dispytch_sqlite.errors import WriteError
+from dispytch_sqlite.errors import StoppedError, WriteError
 from dispytch_sqlite.writer import Writer
 
 __all__ = ["Batches"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+_Part: TypeAlias = tuple[Sequence[_T], "asyncio.Future[Sequence[_R]]"]
 
 _MOST = 1000  # items of one transaction: others wait meanwhile
 
@@ -23,26 +26,34 @@ class Batches(Generic[_T, _R]):
     Args:
         writer: writes them.
         write: writes a batch, in the writer's thread; one result each.
-        error: makes the error of one item.
     """
 
     def __init__(
         self,
         writer: Writer,
         write: Callable[[sqlite3.Connection, Sequence[_T]], Sequence[_R]],
-        error: Callable[[WriteError], BaseException],
     ) -> None:
-        self._writer, self._write, self._error = writer, write, error
+        self._writer, self._write = writer, write
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[_T, asyncio.Future[_R]]] = []
-        self._is_busy = False
+        self._waiting: list[_Part[_T, _R]] = []
+        self._is_busy = self._is_over = False
         self._idle: asyncio.Future[None] | None = None
 
-    def put(self, item: _T) -> "asyncio.Future[_R]":
-        """Write an item; cancelled before its turn, it is not written."""
-        future: asyncio.Future[_R] = self._loop.create_future()
-        self._waiting.append((item, future))
-        if not self._is_busy:
+    @property
+    def is_here(self) -> bool:
+        """Whether it is of the running loop, and of this process."""
+        return self._loop is asyncio.get_running_loop() and not self._writer.is_inherited
+
+    def put(self, items: Sequence[_T]) -> "asyncio.Future[Sequence[_R]]":
+        """Write items, all or none; a future of a result each, or of a WriteError.
+
+        Cancelled before their turn, they are not written.
+        """
+        future: asyncio.Future[Sequence[_R]] = self._loop.create_future()
+        self._waiting.append((items, future))
+        if self._is_over:
+            self.end()
+        elif not self._is_busy:
             self._is_busy = True
             self._loop.call_soon(self._flush)
         return future
@@ -53,31 +64,45 @@ class Batches(Generic[_T, _R]):
             self._idle = self._idle or self._loop.create_future()
             await asyncio.shield(self._idle)
 
+    def end(self) -> None:
+        """Write nothing more but what is being written."""
+        self._is_over = True
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(WriteError(StoppedError(), committing=False))
+        self._waiting.clear()
+
+    def _next_batch(self) -> "list[_Part[_T, _R]]":
+        waiting = [part for part in self._waiting if not part[1].done()]
+        count = size = 0
+        while count < len(waiting) and size < _MOST:
+            size += len(waiting[count][0])
+            count += 1
+        self._waiting = waiting[count:]
+        return waiting[:count]
+
     def _flush(self) -> None:
-        waiting = [each for each in self._waiting if not each[1].done()]
-        batch, self._waiting = waiting[:_MOST], waiting[_MOST:]
+        batch = self._next_batch()
         if not batch:
             self._is_busy = False
             if self._idle is not None:
                 self._idle.set_result(None)
                 self._idle = None
             return
-        items = [item for item, _ in batch]
+        items = [item for part, _ in batch for item in part]
         write = self._write
         writing = self._writer.run(lambda db: write(db, items), appends=True)
-        writing.add_done_callback(partial(self._done, [future for _, future in batch]))
+        writing.add_done_callback(partial(self._done, batch))
 
-    def _done(
-        self, futures: Sequence["asyncio.Future[_R]"], writing: "asyncio.Future[Sequence[_R]]"
-    ) -> None:
+    def _done(self, batch: "list[_Part[_T, _R]]", writing: "asyncio.Future[Sequence[_R]]") -> None:
         error = writing.exception()
-        if error is not None:
-            for future in futures:
-                if not future.done():
-                    own = self._error(error) if isinstance(error, WriteError) else error
-                    future.set_exception(own)
-        else:
-            for future, outcome in zip(futures, writing.result(), strict=True):
-                if not future.done():
-                    future.set_result(outcome)
+        results = iter(()) if error is not None else iter(writing.result())
+        for part, future in batch:
+            own = list(itertools.islice(results, len(part)))
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(own)
         self._flush()

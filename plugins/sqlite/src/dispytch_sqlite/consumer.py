@@ -72,7 +72,7 @@ class SQLiteConsumer(Consumer):
         """
         if self._writer is not None:
             return
-        writer = await asyncio.to_thread(Writer.shared, self._connection)
+        writer = await Writer.open(self._connection)
         try:
             self._db = await asyncio.to_thread(open_reader, self._connection.file)
         except BaseException:

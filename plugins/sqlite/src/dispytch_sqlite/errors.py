@@ -13,6 +13,7 @@ __all__ = [
     "MEANINGS",
     "FileChangedError",
     "Meaning",
+    "StoppedError",
     "WriteError",
     "as_connect_error",
     "as_emit_error",
@@ -26,6 +27,13 @@ BACKEND = "sqlite"
 
 class FileChangedError(Exception):
     """The file has been removed or replaced since it was opened: what is written is lost."""
+
+
+class StoppedError(Exception):
+    """It had no turn to be written before the producer was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__("the producer was stopped before its turn")
 
 
 class WriteError(Exception):
@@ -51,7 +59,7 @@ class Meaning(Enum):
     READ_ONLY = "the file, or its directory, can't be written"
     BROKEN = "the file is no sound SQLite database"
     MISSING = "the file, or its directory, is not there or can't be opened"
-    DISK = "the disk failed: what was being written may be there"
+    DISK = "the disk or the memory failed"
     TOO_LARGE = "SQLite can't take a value of this size"
     OURS = "a mistake in this plugin"
 
@@ -86,6 +94,15 @@ MEANINGS: dict[int, Meaning] = {
 }
 """By primary result code: the low byte of the codes that SQLite gives."""
 
+_ADVICE = {
+    Meaning.LOCKED: "end what holds it, or try again",
+    Meaning.FULL: "make room",
+    Meaning.READ_ONLY: "give this user the right to write both",
+    Meaning.BROKEN: "name another file, or put a copy of this one back",
+    Meaning.MISSING: "name a file that this user may open",
+    Meaning.DISK: "look into the system's log",
+}
+
 _LASTING = frozenset({Meaning.READ_ONLY, Meaning.BROKEN, Meaning.MISSING, Meaning.TOO_LARGE})
 
 
@@ -93,6 +110,8 @@ def meaning_of(error: BaseException) -> Meaning:
     """What an error tells."""
     if isinstance(error, FileChangedError):
         return Meaning.MISSING
+    if isinstance(error, StoppedError):
+        return Meaning.LOCKED
     code = getattr(error, "sqlite_errorcode", None)
     return Meaning.OURS if code is None else MEANINGS.get(code & 0xFF, Meaning.OURS)
 
@@ -104,7 +123,7 @@ def is_locked(error: BaseException) -> bool:
 
 def described(error: BaseException) -> str:
     """What happened, in our words and in SQLite's."""
-    if isinstance(error, FileChangedError):
+    if isinstance(error, FileChangedError | StoppedError):
         return str(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return f"{meaning_of(error).value} ({name}: {error})"
@@ -124,7 +143,10 @@ def as_emit_error(error: WriteError) -> EmitError:
 def as_connect_error(error: BaseException, doing: str) -> ConnectError:
     """The same for who opens a file, or asks for a sign of life."""
     cause = error.cause if isinstance(error, WriteError) else error
-    lasting = meaning_of(cause) in _LASTING
+    meaning = meaning_of(cause)
+    advice = "" if isinstance(cause, FileChangedError) else _ADVICE.get(meaning, "")
     return ConnectError(
-        f"{BACKEND}: {doing}: {described(cause)}", backend=BACKEND, retriable=not lasting
+        f"{BACKEND}: {doing}: {described(cause)}{advice and '; '}{advice}",
+        backend=BACKEND,
+        retriable=meaning not in _LASTING,
     )

@@ -11,7 +11,7 @@ from dispytch.producer import Details, Outcome, held_back, too_late
 from dispytch_sqlite.batches import Batches
 from dispytch_sqlite.config import SQLiteEventConfig
 from dispytch_sqlite.connection import SQLiteConnection
-from dispytch_sqlite.errors import BACKEND, as_emit_error
+from dispytch_sqlite.errors import BACKEND, WriteError, as_emit_error
 from dispytch_sqlite.log import Entry, written_headers
 from dispytch_sqlite.writer import Writer
 
@@ -57,23 +57,29 @@ class SQLiteProducer(Producer):
         Raises:
             ConnectError: it can't be opened or made, or can't work; the message says why.
         """
+        if self._batches is not None and not self._batches.is_here:
+            await self._close()  # its loop has died, or it is the one of a process that was forked
         if self._writer is None:
-            writer = await asyncio.to_thread(Writer.shared, self._connection)
-            self._writer = writer
-            self._batches = Batches(writer, writer.log.append, as_emit_error)
+            writer = await Writer.open(self._connection)
+            self._writer, self._batches = writer, Batches(writer, writer.log.append)
 
     async def stop(self) -> None:
         """Wait for what is being written, and close the file; does nothing when it is not open."""
-        writer, batches = self._writer, self._batches
-        self._writer = self._batches = None
-        if writer is None or batches is None:
-            return
+        batches, self._batches = self._batches, None
         try:
-            async with asyncio.timeout(_FLUSH):
-                await batches.idle()
+            if batches is not None and batches.is_here:
+                async with asyncio.timeout(_FLUSH):
+                    await batches.idle()
         except TimeoutError:  # another process has the lock; closing gives up
             pass
         finally:
+            if batches is not None and batches.is_here:
+                batches.end()
+            await self._close()
+
+    async def _close(self) -> None:
+        writer, self._writer, self._batches = self._writer, None, None
+        if writer is not None:
             await asyncio.to_thread(writer.release)
 
     async def flush(self) -> None:
@@ -106,7 +112,11 @@ class SQLiteProducer(Producer):
                 disk is full, the file can't be written or is locked for too long.
             EmitUnknown: the disk failed while it was to confirm.
         """
-        return await self._running().put(self._entry(out))
+        try:
+            (details,) = await self._running().put([self._entry(out)])
+        except WriteError as error:
+            raise as_emit_error(error) from error.cause
+        return details
 
     async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
         """Append a batch in order, up to 1,000 events in one transaction.
@@ -115,16 +125,22 @@ class SQLiteProducer(Producer):
             For each event its details, as from `send_message`, or its error. After a failure, later
             events of the same key are not sent.
         """
+        batches = self._running()
         outcomes: list[Outcome] = []
         failed: set[Hashable] = set()
         for start in range(0, len(batch), _AT_ONCE):
-            outcomes += await self._append(batch[start : start + _AT_ONCE], failed)
+            outcomes += await self._append(batches, batch[start : start + _AT_ONCE], failed)
         return outcomes
 
-    async def _append(self, part: Sequence[Outgoing], failed: set[Hashable]) -> list[Outcome]:
+    async def _append(
+        self,
+        batches: Batches[Entry, dict[str, int]],
+        part: Sequence[Outgoing],
+        failed: set[Hashable],
+    ) -> list[Outcome]:
         """Append a part of a batch; `failed` are the keys of which nothing more may be sent."""
         outcomes: list[Outcome] = [None] * len(part)
-        writing: dict[int, asyncio.Future[dict[str, int]]] = {}
+        entries: dict[int, Entry] = {}
         now = asyncio.get_running_loop().time()
         for index, out in enumerate(part):
             key = effective_key(out)
@@ -134,16 +150,18 @@ class SQLiteProducer(Producer):
             try:
                 if now >= out.deadline:
                     raise too_late()
-                writing[index] = self._running().put(self._entry(out))
+                entries[index] = self._entry(out)
             except EmitRejected as error:
                 outcomes[index] = error
                 failed.add(key)
-        if writing:
-            await asyncio.wait(writing.values())
-        for index, future in writing.items():
-            outcomes[index] = future.exception() or future.result()
-            if future.exception() is not None:
-                failed.add(effective_key(part[index]))
+        written: Sequence[Outcome]
+        try:
+            written = await batches.put(list(entries.values())) if entries else ()
+        except WriteError as error:
+            written = [as_emit_error(error) for _ in entries]
+            failed.update(entry.key for entry in entries.values())
+        for index, outcome in zip(entries, written, strict=True):
+            outcomes[index] = outcome
         return outcomes
 
     def _running(self) -> Batches[Entry, dict[str, int]]:
@@ -165,10 +183,12 @@ class SQLiteProducer(Producer):
         expires_ms, due_ms = _times(out.config)
         try:
             out.topic.encode()
+            key, headers = effective_key(out), written_headers(header_pairs(out))
         except UnicodeEncodeError as error:
-            raise EmitRejected("the topic holds characters that UTF-8 can't encode") from error
-        headers = written_headers(header_pairs(out))
-        return Entry(out.topic, effective_key(out), headers, out.payload, expires_ms, due_ms)
+            raise EmitRejected(
+                "the topic, the key or a header holds characters that UTF-8 can't encode"
+            ) from error
+        return Entry(out.topic, key, headers, out.payload, expires_ms, due_ms)
 
 
 def _times(config: Any) -> tuple[int | None, int | None]:

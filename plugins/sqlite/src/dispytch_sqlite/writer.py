@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from dispytch_sqlite.connection import SQLiteConnection
-from dispytch_sqlite.database import FileIdentity, open_database
+from dispytch_sqlite.database import FileIdentity, open_database, refused, resolved
 from dispytch_sqlite.errors import (
     FileChangedError,
     Meaning,
@@ -40,6 +40,11 @@ _SWEEP_EVERY = 5.0  # seconds between two looks for what may be deleted
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two attempts to get the lock
 _CONTENDED = 0.5  # seconds after an attempt in vain during which others get turns
 _LONGEST_TURN = 0.005  # seconds left to others
+
+_FORKED = (
+    "this process was forked while the file was open, and SQLite would lose what it writes; start "
+    "processes before the file is opened, or spawn them: multiprocessing.get_context('spawn')"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,13 +82,13 @@ class Writer:
     """
 
     _shared: ClassVar[dict[SQLiteConnection, "Writer"]] = {}
+    _inherited: ClassVar[list["Writer"]] = []  # of the process that this one was forked from
     _opening: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, connection: SQLiteConnection) -> None:
-        self.connection = connection
-        path = connection.file.resolve()
-        self._db = open_database(path, connection.partitions)
-        self._file = FileIdentity(path)
+        self.connection = connection  # its path is absolute, without links
+        self._db = open_database(connection.file, connection.partitions)
+        self._file = FileIdentity(connection.file)
         self.log = Log(self._db.execute("SELECT partitions FROM settings").fetchone()[0])
         self._retention = Retention(connection)
         self._users = 0
@@ -104,8 +109,11 @@ class Writer:
         Raises:
             ConnectError: it can't be opened, or can't work.
         """
-        absolute = connection.model_copy(update={"path": f"/{connection.file.resolve()}"})
+        file = resolved(connection.file)
+        absolute = connection.model_copy(update={"path": f"/{file}"})
         with cls._opening:
+            if any(other._file.is_at(file) for other in cls._inherited):
+                raise refused(file, _FORKED)
             writer = cls._shared.get(absolute)
             if writer is None:
                 writer = cls._shared[absolute] = cls(absolute)
@@ -116,8 +124,24 @@ class Writer:
             writer._users += 1
             return writer
 
+    @classmethod
+    async def open(cls, connection: SQLiteConnection) -> "Writer":
+        """`shared`, without blocking; cancelled, it leaves nothing open.
+
+        Raises:
+            ConnectError: as `shared`.
+        """
+        opening = asyncio.get_running_loop().run_in_executor(None, cls.shared, connection)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close)
+            raise
+
     def release(self) -> None:
         """One user less; with the last one what is left is written, and the file closed. Blocks."""
+        if self.is_inherited:
+            return
         with self._opening:
             self._users -= 1
             if self._users:
@@ -126,6 +150,11 @@ class Writer:
             self._is_closing = True
             self._jobs.put(None)
             self._thread.join()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether it is of the process that this one was forked from: it can't write here."""
+        return self in self._inherited
 
     # In the event loop
 
@@ -290,7 +319,7 @@ class Writer:
                     raise
                 if not self._jobs.empty():
                     return
-        except (sqlite3.Error, FileChangedError) as error:
+        except Exception as error:  # noqa: BLE001 - without this thread nothing is written
             logger.warning(
                 "sqlite: nothing could be deleted: %s", WriteError(error, committing=False)
             )
@@ -310,4 +339,21 @@ def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
         future.set_result(outcome)
 
 
-os.register_at_fork(after_in_child=Writer._shared.clear)  # its thread stays behind
+def _close(opening: "asyncio.Future[Writer]") -> None:
+    if opening.exception() is None:
+        opening.result().release()
+
+
+def _forked() -> None:
+    # Threads stay behind. What SQLite knows of the file is the parent's: a connection made here
+    # would believe that it has the parent's locks, and lose its log when the parent closes.
+    Writer._inherited += Writer._shared.values()
+    Writer._shared.clear()
+    Writer._opening.release()
+
+
+os.register_at_fork(
+    before=Writer._opening.acquire,
+    after_in_parent=Writer._opening.release,
+    after_in_child=_forked,
+)
