@@ -53,14 +53,16 @@ def test_snippet_runs(code: str, brokers: dict[str, str], tmp_path: Path) -> Non
 
 @pytest.mark.kafka
 @pytest.mark.rabbitmq
-@pytest.mark.parametrize("url", ["memory://demo", "amqp://guest:guest@localhost/"])
+@pytest.mark.parametrize(
+    "url", ["memory://demo", "kafka://localhost:9092", "amqp://guest:guest@localhost/"]
+)
 def test_first_example_needs_another_url_alone(
     url: str, brokers: dict[str, str], tmp_path: Path
 ) -> None:
     """The README's example emits and handles on every backend; only its URL is changed."""
     first = next(code for name, code in SNIPPETS if name.startswith("README.md"))
-    assert "kafka://localhost:9092" in first
-    done = _run(first.replace("kafka://localhost:9092", url), brokers, tmp_path)
+    assert "sqlite:///events.db" in first
+    done = _run(first.replace("sqlite:///events.db", url), brokers, tmp_path)
     assert "welcome ada@example.com" in done
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import itertools
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
-from dispytch_sqlite.errors import StoppedError, WriteError
+from dispytch_sqlite.errors import StoppedError, WriteError, is_locked
 from dispytch_sqlite.writer import Writer
 
 __all__ = ["Batches"]
@@ -15,7 +16,8 @@ __all__ = ["Batches"]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_Part: TypeAlias = tuple[Sequence[_T], "asyncio.Future[Sequence[_R]]"]
+_Part: TypeAlias = tuple[Sequence[_T], "asyncio.Future[Sequence[_R]]", float]
+"""Items, the future of their results, and when they were given."""
 
 _MOST = 1000  # items of one transaction: others wait meanwhile
 
@@ -50,7 +52,7 @@ class Batches(Generic[_T, _R]):
         Cancelled before their turn, they are not written.
         """
         future: asyncio.Future[Sequence[_R]] = self._loop.create_future()
-        self._waiting.append((items, future))
+        self._waiting.append((items, future, time.monotonic()))
         if self._is_over:
             self.end()
         elif not self._is_busy:
@@ -67,7 +69,7 @@ class Batches(Generic[_T, _R]):
     def end(self) -> None:
         """Write nothing more but what is being written."""
         self._is_over = True
-        for _, future in self._waiting:
+        for _, future, _ in self._waiting:
             if not future.done():
                 future.set_exception(WriteError(StoppedError(), committing=False))
         self._waiting.clear()
@@ -89,20 +91,31 @@ class Batches(Generic[_T, _R]):
                 self._idle.set_result(None)
                 self._idle = None
             return
-        items = [item for part, _ in batch for item in part]
-        write = self._write
-        writing = self._writer.run(lambda db: write(db, items), appends=True)
+        items = [item for part, _, _ in batch for item in part]
+        write, oldest = self._write, batch[0][2]
+        writing = self._writer.run(lambda db: write(db, items), appends=True, since=oldest)
         writing.add_done_callback(partial(self._done, batch))
 
     def _done(self, batch: "list[_Part[_T, _R]]", writing: "asyncio.Future[Sequence[_R]]") -> None:
         error = writing.exception()
-        results = iter(()) if error is not None else iter(writing.result())
-        for part, future in batch:
-            own = list(itertools.islice(results, len(part)))
-            if future.done():
-                continue
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(own)
+        if error is not None:
+            self._failed(batch, error)
+        else:
+            results = iter(writing.result())
+            for part, future, _ in batch:
+                own = list(itertools.islice(results, len(part)))
+                if not future.done():
+                    future.set_result(own)
         self._flush()
+
+    def _failed(self, batch: "list[_Part[_T, _R]]", error: BaseException) -> None:
+        """Tell those that it concerns: the lock may be had before others have waited too long."""
+        latest = time.monotonic() - self._writer.connection.lock_timeout
+        may_wait = isinstance(error, WriteError) and is_locked(error.cause) and not self._is_over
+        again: list[_Part[_T, _R]] = []
+        for part in batch:
+            if may_wait and part[2] > latest:
+                again.append(part)
+            elif not part[1].done():
+                part[1].set_exception(error)
+        self._waiting = [*again, *self._waiting]

@@ -112,8 +112,20 @@ class SQLiteProducer(Producer):
                 disk is full, the file can't be written or is locked for too long.
             EmitUnknown: the disk failed while it was to confirm.
         """
+        self._check_size(out)
+        return await self._append_one(out)
+
+    async def send_dead_letter(self, out: Outgoing, /) -> Details:
+        """Append to a dead-letter topic, however large: who emitted it may have another limit.
+
+        Raises:
+            EmitRejected, EmitUnknown: as for `send_message`.
+        """
+        return await self._append_one(out)
+
+    async def _append_one(self, out: Outgoing) -> Details:
         try:
-            (details,) = await self._running().put([self._entry(out)])
+            (details,) = await self._running().put([_entry(out)])
         except WriteError as error:
             raise as_emit_error(error) from error.cause
         return details
@@ -150,7 +162,8 @@ class SQLiteProducer(Producer):
             try:
                 if now >= out.deadline:
                     raise too_late()
-                entries[index] = self._entry(out)
+                self._check_size(out)
+                entries[index] = _entry(out)
             except EmitRejected as error:
                 outcomes[index] = error
                 failed.add(key)
@@ -169,26 +182,29 @@ class SQLiteProducer(Producer):
             raise EmitRejected("the producer is not started", retriable=True)
         return self._batches
 
-    def _entry(self, out: Outgoing) -> Entry:
-        """What is stored of an event.
-
-        Raises:
-            EmitRejected: it can't be stored.
-        """
+    def _check_size(self, out: Outgoing) -> None:
         if len(out.payload) > self._largest:
             raise EmitRejected(
                 f"the event has {len(out.payload):,} bytes, the limit is {self._largest:,} "
                 "(max_event_bytes)"
             )
-        expires_ms, due_ms = _times(out.config)
-        try:
-            out.topic.encode()
-            key, headers = effective_key(out), written_headers(header_pairs(out))
-        except UnicodeEncodeError as error:
-            raise EmitRejected(
-                "the topic, the key or a header holds characters that UTF-8 can't encode"
-            ) from error
-        return Entry(out.topic, key, headers, out.payload, expires_ms, due_ms)
+
+
+def _entry(out: Outgoing) -> Entry:
+    """What is stored of an event.
+
+    Raises:
+        EmitRejected: it can't be stored.
+    """
+    expires_ms, due_ms = _times(out.config)
+    try:
+        out.topic.encode()
+        key, headers = effective_key(out), written_headers(header_pairs(out))
+    except UnicodeEncodeError as error:
+        raise EmitRejected(
+            "the topic, the key or a header holds characters that UTF-8 can't encode"
+        ) from error
+    return Entry(out.topic, key, headers, out.payload, expires_ms, due_ms)
 
 
 def _times(config: Any) -> tuple[int | None, int | None]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+from dispytch import ConnectError
 from dispytch_sqlite.connection import SQLiteConnection
 from dispytch_sqlite.database import FileIdentity, open_database, refused, resolved
 from dispytch_sqlite.errors import (
+    BACKEND,
     FileChangedError,
     Meaning,
     WriteError,
@@ -40,6 +42,7 @@ _SWEEP_EVERY = 5.0  # seconds between two looks for what may be deleted
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two attempts to get the lock
 _CONTENDED = 0.5  # seconds after an attempt in vain during which others get turns
 _LONGEST_TURN = 0.005  # seconds left to others
+_PING = 3.0  # seconds that a sign of life may take
 
 _FORKED = (
     "this process was forked while the file was open, and SQLite would lose what it writes; start "
@@ -55,11 +58,13 @@ class _Job:
         call: writes it.
         tell: told the result or the WriteError, in the writer's thread.
         appends: whether it appends events: then the disk must confirm, and readers are told.
+        since: when it was given, on the monotonic clock.
     """
 
     call: Call
     tell: Callable[[Any], None]
     appends: bool = False
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True, eq=False)
@@ -158,15 +163,26 @@ class Writer:
 
     # In the event loop
 
-    def run(self, call: Callable[[sqlite3.Connection], _T], *, appends: bool = False) -> Any:
+    def run(
+        self,
+        call: Callable[[sqlite3.Connection], _T],
+        *,
+        appends: bool = False,
+        since: float | None = None,
+    ) -> Any:
         """Write something; a future of what `call` returned, or of a WriteError.
 
         What the future's owner no longer waits for is written nevertheless.
+
+        Args:
+            call: writes it.
+            appends: whether it appends events.
+            since: second of the monotonic clock from which its wait for the lock counts; None: now.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
         tell = partial(_in_loop, loop, partial(_resolve, future))
-        self._jobs.put(_Job(call, tell, appends))
+        self._jobs.put(_Job(call, tell, appends, time.monotonic() if since is None else since))
         return future
 
     def every(self, seconds: float, call: Call, tell: Callable[[Any], None]) -> Callable[[], None]:
@@ -198,12 +214,18 @@ class Writer:
         """Wait until something could be written.
 
         Raises:
-            ConnectError: it could not.
+            ConnectError: it could not, or not soon.
         """
         try:
-            await self.run(lambda _: None)
+            async with asyncio.timeout(_PING):
+                await self.run(lambda _: None)
         except WriteError as error:
             raise as_connect_error(error, "can't write") from error
+        except TimeoutError as error:
+            raise ConnectError(
+                f"{BACKEND}: nothing could be written for {_PING:g} s: does another process hold "
+                "the file's lock?", backend=BACKEND,
+            ) from error  # fmt: skip
 
     # In the thread
 
@@ -233,7 +255,7 @@ class Writer:
         now = time.monotonic()
         for chore in tuple(self._chores):
             if chore.due <= now:
-                chore.due = now + chore.every
+                chore.due, chore.job.since = now + chore.every, now
                 lot.append(chore.job)
         return lot
 
@@ -241,7 +263,7 @@ class Writer:
         """Write a lot in one transaction. Where that fails, each job gets its own."""
         committing = False
         try:
-            self._begin(any(job.appends for job in lot))
+            self._begin(any(job.appends for job in lot), min(job.since for job in lot))
             began = time.monotonic()
             try:
                 results = [job.call(self._db) for job in lot]
@@ -254,7 +276,7 @@ class Writer:
                 raise
         except Exception as error:  # noqa: BLE001 - whoever gave the job judges it
             unsure = committing and meaning_of(error) in {Meaning.DISK, Meaning.OURS}
-            if len(lot) > 1 and not unsure and not is_locked(error):
+            if len(lot) > 1 and not unsure:
                 for job in lot:
                     self._write([job])
                 return
@@ -268,8 +290,12 @@ class Writer:
             for tell in tuple(self._readers):
                 tell()
 
-    def _begin(self, must_sync: bool) -> None:  # noqa: FBT001
+    def _begin(self, must_sync: bool, since: float) -> None:  # noqa: FBT001
         """Begin to write, when it is our turn.
+
+        Args:
+            must_sync: whether the disk must confirm.
+            since: second of the monotonic clock from which the wait for the lock counts.
 
         Raises:
             sqlite3.Error: others hold the lock for too long, or it can't be written.
@@ -282,10 +308,9 @@ class Writer:
         if wanted != self._synchronous:
             self._db.execute(f"PRAGMA synchronous = {wanted}")
             self._synchronous = wanted
-        pause, now = _FIRST_PAUSE, time.monotonic()
-        deadline = now + self.connection.lock_timeout
-        if now < self._next_turn:
-            time.sleep(self._next_turn - now)
+        pause, deadline = _FIRST_PAUSE, since + self.connection.lock_timeout
+        if (early := self._next_turn - time.monotonic()) > 0:
+            time.sleep(early)
         while True:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -309,7 +334,7 @@ class Writer:
         """Delete what may be deleted, a little at a time."""
         try:
             while not self._is_closing and (step := self._retention.next_step(self._db)):
-                self._begin(must_sync=False)
+                self._begin(must_sync=False, since=time.monotonic())
                 try:
                     step(self._db)
                     self._db.execute("COMMIT")
@@ -352,8 +377,9 @@ def _forked() -> None:
     Writer._opening.release()
 
 
-os.register_at_fork(
-    before=Writer._opening.acquire,
-    after_in_parent=Writer._opening.release,
-    after_in_child=_forked,
-)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(
+        before=Writer._opening.acquire,
+        after_in_parent=Writer._opening.release,
+        after_in_child=_forked,
+    )
