@@ -54,14 +54,14 @@ class Settling:
 
     def done(self, delivery: SQLiteDelivery) -> "asyncio.Future[None]":
         """It is done; a future of when that is written down."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         if delivery.is_retry:
             self._retried.append((delivery.share.cursor, delivery.seq))
         return self._written(delivery.share)
 
     def later(self, delivery: SQLiteDelivery, delay: float) -> "asyncio.Future[None]":
         """It is to come again after so many seconds; a future of when that is written down."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         if self.member is None:
             self._loop.call_later(delay, self._come_again, delivery)
         else:
@@ -73,7 +73,7 @@ class Settling:
 
     def again(self, delivery: SQLiteDelivery) -> None:
         """It is to come again at once."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         self._come_again(delivery)
 
     def take_again(self, limit: int) -> list[SQLiteDelivery]:
@@ -89,9 +89,6 @@ class Settling:
         """An event that was to come again is not there any more."""
         self._retried.append((share.cursor, seq))
         self.touch(share)
-
-    def _let_go(self, delivery: SQLiteDelivery) -> None:
-        del delivery.share.held[delivery.seq]
 
     def _come_again(self, old: SQLiteDelivery) -> None:
         message = (old.topic, old.payload, old.key, old.headers, old.attempt + 1, old.via)
