@@ -88,6 +88,8 @@ class Feed:
 
     def take_retries(self, limit: int) -> list[SQLiteDelivery]:
         """What was given back to come again later and is due."""
+        if self._db.execute("SELECT 1 FROM retries LIMIT 1").fetchone() is None:
+            return []  # the most frequent answer, for a tenth of the time
         by_cursor = self._by_cursor()
         self._learn_topics()
         rows = self._db.execute(
