@@ -99,8 +99,10 @@ class Share:
     @property
     def open(self) -> Pairs:
         """What is not settled, in order; what waits in the table of retries is not among it."""
-        held = [(seq, d.attempt) for seq, d in self.held.items() if not d.is_retry]
-        return sorted(pair for pair in (*self.left, *held) if pair[0] <= self.told)
+        told, held = self.told, self.held.items()
+        open_ = [(seq, each.attempt) for seq, each in held if seq <= told and not each.is_retry]
+        open_ += [pair for pair in self.left if pair[0] <= told]
+        return sorted(open_)
 
     @property
     def is_read(self) -> bool:
