@@ -5,6 +5,7 @@ making the same commits, or those that a queue of rows makes. Asserts nothing. T
 directory for temporary files: it should be on a disk (TMPDIR says where).
 
 Run: python -m nox -s bench
+One part: python tests/bench/sqlite.py emitting|handling|sharing|waking|idling
 """
 
 import asyncio
@@ -15,43 +16,34 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pydantic_core import to_json
+from sqlite_plain import (
+    BACKLOG,
+    Contender,
+    Noted,
+    appending,
+    claim,
+    claiming,
+    claiming_in_threads,
+    fill,
+    noted,
+    plain,
+)
 
-from dispytch import Event, EventBase, EventEmitter, EventListener, Subscription
+from dispytch import Event, EventEmitter, EventListener, Subscription
 from dispytch_sqlite import SQLiteConnection, SQLiteConsumer
-from dispytch_sqlite.schema import TABLES
 
-ROUNDS, BACKLOG, KEYS = 7, 5_000, 50
+ROUNDS = 7
 TASKS = {1: 500, 16: 4_000, 128: 8_000}  # how many emit at once, and how many events in all
 PAUSES = {0.02: 250, 0.2: 50, 2.0: 15}  # seconds between two events, and how many
 IDLE = 5.0  # seconds
 
-Contender = Callable[[], Awaitable[float]]
-"""Runs once; events per second."""
-
 _SPAWN = multiprocessing.get_context("spawn")
 _numbers = itertools.count()
-
-
-class Noted(EventBase):
-    """About 300 bytes on the wire, one of many keys."""
-
-    __topic__ = "notes"
-    __event_type__ = "noted"
-    __key__ = "{author}"
-
-    author: str
-    number: int
-    text: str = "x" * 160
-
-
-def noted(number: int) -> Noted:
-    """An event."""
-    return Noted(author=str(number % KEYS), number=number)
 
 
 # Printing
@@ -70,7 +62,7 @@ async def compare(title: str, contenders: Mapping[str, Contender]) -> None:
     for number in range(ROUNDS + 1):
         for name, run in contenders.items():
             speed = await run()
-            if number:  # the first warms up
+            if number:  # the first round warms up
                 samples[name].append(speed)
     print(title)
     base = next(iter(samples.values()))
@@ -78,123 +70,40 @@ async def compare(title: str, contenders: Mapping[str, Contender]) -> None:
         show(name, values, base)
 
 
-# Plain sqlite3
-
-
-def plain(path: Path, synchronous: str = "NORMAL", wait: float = 0.0) -> sqlite3.Connection:
-    """A connection of one's own, on the same tables, with a queue of rows beside them."""
-    db = sqlite3.connect(path, isolation_level=None, timeout=wait)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute(f"PRAGMA synchronous = {synchronous}")
-    if not db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-        db.executescript(TABLES)
-        db.executescript(
-            "CREATE TABLE jobs (id INTEGER PRIMARY KEY, worker INTEGER, payload BLOB NOT NULL);"
-            "CREATE INDEX free ON jobs (id) WHERE worker IS NULL"
-        )
-    return db
-
-
-def row(event: Noted) -> tuple[int, bytes, bytes]:
-    """Partition, key and envelope."""
-    now = time.time_ns() // 10**6
-    envelope = {"id": event.id, "type": "noted", "body": event, "timestamp": now}
-    return event.number % 32, event.author.encode(), to_json(envelope)
-
-
-def appending(path: Path, synchronous: str, batch: int, events: int) -> Contender:
-    """Appends the same events from one thread, so many with each commit."""
-    db = plain(path, synchronous)
-    insert = (
-        "INSERT INTO events (topic, partition, at_ms, expires_ms, key, headers, payload) "
-        "VALUES (1, ?, 1, NULL, ?, NULL, ?)"
-    )
-    ready = [noted(number) for number in range(events)]
-
-    async def run() -> float:
-        started = time.perf_counter()
-        for first in range(0, events, batch):
-            db.execute("BEGIN IMMEDIATE")
-            db.executemany(insert, map(row, ready[first : first + batch]))
-            db.execute("COMMIT")
-        return events / (time.perf_counter() - started)
-
-    return run
-
-
-def fill(db: sqlite3.Connection) -> None:
-    """A backlog for `claim`."""
-    db.execute("BEGIN IMMEDIATE")
-    rows = [(b"x" * 300,)] * BACKLOG
-    db.executemany("INSERT INTO jobs (payload) VALUES (?)", rows)
-    db.execute("COMMIT")
-
-
-def claim(db: sqlite3.Connection, batch: int) -> int:
-    """Work a queue of rows off: a commit to claim some, and one to delete them; how many."""
-    take = (
-        "UPDATE jobs SET worker = 1 WHERE id IN "
-        "(SELECT id FROM jobs WHERE worker IS NULL ORDER BY id LIMIT ?) RETURNING id, payload"
-    )
-    done = 0
-    while True:
-        db.execute("BEGIN IMMEDIATE")
-        rows = db.execute(take, (batch,)).fetchall()
-        db.execute("COMMIT")
-        if not rows:
-            return done
-        db.execute("BEGIN IMMEDIATE")
-        db.executemany("DELETE FROM jobs WHERE id = ?", [row[:1] for row in rows])
-        db.execute("COMMIT")
-        done += len(rows)
-
-
-def claiming(path: Path, batch: int) -> Contender:
-    """Works a backlog of rows off."""
-    db = plain(path)
-
-    async def run() -> float:
-        fill(db)
-        started = time.perf_counter()
-        claim(db, batch)
-        return BACKLOG / (time.perf_counter() - started)
-
-    return run
-
-
 # Emitting
+
+
+async def at_once(emitter: EventEmitter, events: Sequence[Noted], tasks: int) -> float:
+    """So many tasks emit, each one event after the other."""
+
+    async def emit(mine: Iterable[Noted]) -> None:
+        for event in mine:
+            await emitter.emit(event)
+
+    started = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(tasks):
+            group.create_task(emit(events[number::tasks]))
+    return len(events) / (time.perf_counter() - started)
 
 
 async def emitting(directory: Path) -> None:
     """Durable emits of 1, 16 and 128 tasks at once."""
-    url = f"sqlite:///{directory}/emitted.db"
     for tasks, events in TASKS.items():
         ready = [noted(number) for number in range(events)]
+        url = f"sqlite:///{directory}/emitted{tasks}.db"
         async with EventEmitter.from_url(url) as emitter:
-
-            async def run(
-                emitter: EventEmitter = emitter, tasks: int = tasks, ready: list[Noted] = ready
-            ) -> float:
-                async def emit(events: Iterable[Noted]) -> None:
-                    for event in events:
-                        await emitter.emit(event)
-
-                started = time.perf_counter()
-                async with asyncio.TaskGroup() as group:
-                    for number in range(tasks):
-                        group.create_task(emit(ready[number::tasks]))
-                return len(ready) / (time.perf_counter() - started)
-
             beside = {
-                "sqlite3, one a commit, NORMAL": ("NORMAL", 1, events),
-                "sqlite3, one a commit, FULL": ("FULL", 1, min(events, 1_000)),
+                "sqlite3, 1 a commit, NORMAL": ("NORMAL", 1, events),
+                "sqlite3, 1 a commit, FULL": ("FULL", 1, min(events, 1_000)),
                 f"sqlite3, {tasks} a commit, FULL": ("FULL", tasks, events),
             }
             contenders = {
                 name: appending(directory / f"plain{next(_numbers)}.db", *case)
                 for name, case in beside.items()
             }
-            await compare(f"{tasks} emitting at once", {**contenders, "EventEmitter, FULL": run})
+            contenders["EventEmitter, FULL"] = partial(at_once, emitter, ready, tasks)
+            await compare(f"{tasks} emitting at once", contenders)
 
 
 # Handling
@@ -237,7 +146,7 @@ def receiving(path: Path, limit: int) -> Contender:
     """The consumer alone, that acknowledges what it got at once."""
 
     async def run() -> float:
-        consumer = SQLiteConsumer(SQLiteConnection(scheme="sqlite", path=f"/{path}"))
+        consumer = SQLiteConsumer(SQLiteConnection(scheme="sqlite", hosts=(), path=f"/{path}"))
         await consumer.start()
         await consumer.subscribe([Subscription("notes", f"group{next(_numbers)}")])
         started, left = time.perf_counter(), BACKLOG
@@ -262,6 +171,7 @@ async def handling(directory: Path) -> None:
         f"handling a backlog of {BACKLOG:,}",
         {
             "sqlite3, claim a row": claiming(directory / "rows.db", 1),
+            "sqlite3, claim a row, asyncio.to_thread": claiming_in_threads(directory / "rowst.db"),
             "sqlite3, claim 20 rows": claiming(directory / "rows20.db", 20),
             "consumer, receive and ack 20": receiving(path, 20),
             "consumer, receive and ack 100": receiving(path, 100),
@@ -299,7 +209,8 @@ def work(path: Path, told: Connection) -> None:
     db = plain(path, wait=60)
     told.send("ready")
     while told.recv():
-        claim(db, 1)
+        while claim(db, 1):
+            pass
         told.send(time.monotonic())
 
 
@@ -356,13 +267,11 @@ async def sharing(directory: Path) -> None:
     db.execute("ATTACH ? AS source", (str(source),))
     db.execute("INSERT INTO topics SELECT * FROM source.topics")
     columns = "topic, partition, at_ms, expires_ms, key, headers, payload"
-    handled: list[int] = []
 
     async def share() -> float:
         db.execute(f"INSERT INTO events ({columns}) SELECT {columns} FROM source.events")
         started = time.monotonic()
         times = await times_of(listeners, BACKLOG)
-        handled.append(len(times))
         return BACKLOG / (times[-1] - started)
 
     async def claim_rows() -> float:
@@ -392,8 +301,7 @@ async def waking(directory: Path) -> None:
     here = Handling(url := f"sqlite:///{directory}/here.db", "here")
     async with here.listener:
         started, ended = await emit_slowly(url, 0.02, PAUSES[0.02])
-        while len(here.times) < len(ended):
-            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
     show_latency("each 20 ms, in one process", started, ended, here.times)
 
 
@@ -409,9 +317,7 @@ async def emit_slowly(url: str, pause: float, events: int) -> tuple[list[float],
     return started, ended
 
 
-def show_latency(
-    name: str, started: list[float], ended: list[float], handled: list[float]
-) -> None:
+def show_latency(name: str, started: list[float], ended: list[float], handled: list[float]) -> None:
     """One line."""
     emits = statistics.median(b - a for a, b in zip(started, ended, strict=True))
     woken = sorted((b - a) * 1e3 for a, b in zip(ended, handled, strict=True))
