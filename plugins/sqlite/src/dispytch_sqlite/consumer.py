@@ -114,11 +114,17 @@ class SQLiteConsumer(Consumer):
         """
         while True:
             self._opened()
+            found: list[Delivery] = []
+            may_be_more, due = False, None
             try:
-                found, may_be_more, due = self._take(limit)
+                may_be_more = self._take(found, limit)
+                if not (found or may_be_more):
+                    due = self._next_due()
             except sqlite3.Error as error:
-                raise as_connect_error(error, "can't read") from error
+                if not found:
+                    raise as_connect_error(error, "can't read") from error
             if found:
+                self._turn = (self._turn + 1) % (len(self._feeds) or 1)
                 self._news.found()
                 return found
             if may_be_more:
@@ -126,35 +132,32 @@ class SQLiteConsumer(Consumer):
             else:
                 await self._news.wait(due)
 
-    def _take(self, limit: int) -> tuple[list[Delivery], bool, float | None]:
-        """What there is; whether there may be more at once; when something will be."""
-        found: list[Delivery] = [*self._settling.take_again(limit)]
+    def _take(self, found: list[Delivery], limit: int) -> bool:
+        """Add what there is, which is delivered even if this fails; whether there may be more."""
+        found += self._settling.take_again(limit)
+        self._append_due()
         if self._news.take_change() and self._membership is not None:
             self._membership.look(self._db)
         may_be_more = False
-        feeds = self._feeds[self._turn :] + self._feeds[: self._turn]
-        for feed in feeds:
-            if len(found) < limit:
-                found += feed.take_retries(limit - len(found))
-            if len(found) < limit:
-                fresh, is_more = feed.take(limit - len(found))
-                found += fresh
-                may_be_more = may_be_more or is_more
-        if found:
-            self._turn = (self._turn + 1) % (len(self._feeds) or 1)
-            return found, False, None
-        return found, may_be_more, None if may_be_more else self._next_due()
+        for feed in self._feeds[self._turn :] + self._feeds[: self._turn]:
+            feed.take_retries(found, limit)
+            may_be_more = feed.take(found, limit) or may_be_more
+        return may_be_more
+
+    def _append_due(self) -> int | None:
+        """Let join the log what was held back and is due; when there is more to do, as `now_ms`."""
+        writer, db = self._opened()
+        due: int | None = db.execute("SELECT min(due_ms) FROM delayed").fetchone()[0]
+        if due is None or due > (now := now_ms()):
+            return due
+        if self._appending.done():
+            self._appending = writer.run(writer.log.append_due, appends=True)
+            self._appending.add_done_callback(asyncio.Future.exception)
+        return now + _SOON
 
     def _next_due(self) -> float | None:
-        """When something comes by itself, on `time.time()`; what is due joins the log."""
-        writer, db = self._opened()
-        (due,) = db.execute("SELECT min(due_ms) FROM delayed").fetchone()
-        if due is not None and due <= now_ms():
-            if self._appending.done():
-                self._appending = writer.run(writer.log.append_due, appends=True)
-                self._appending.add_done_callback(asyncio.Future.exception)
-            due = now_ms() + _SOON
-        times = [due, *(feed.next_retry() for feed in self._feeds)]
+        """When something comes by itself, on `time.time()`."""
+        times = [self._append_due(), *(feed.next_retry() for feed in self._feeds)]
         return min((each / 1000 for each in times if each is not None), default=None)
 
     async def stop(self) -> None:
@@ -172,6 +175,8 @@ class SQLiteConsumer(Consumer):
                     if self._membership is not None:
                         await self._membership.leave()
         finally:
+            if self._membership is not None:
+                self._membership.close()
             self._settling.abandon()
             db.close()
             await asyncio.to_thread(writer.release)

@@ -61,6 +61,7 @@ class Share:
         position: all up to here was delivered, or is not for us.
         left: what the owner before us left open and we have not delivered yet.
         held: what we delivered and is not settled.
+        ending: numbers of those that came again and were settled, until that is written down.
         is_ours: nobody else has it.
         is_leaving: it is to be given away.
         told: what is open is written down one by one up to here; what is beyond comes as new to the
@@ -68,8 +69,8 @@ class Share:
     """
 
     __slots__ = (
-        "cursor", "epoch", "held", "is_leaving", "is_ours", "left", "partition", "position",
-        "settling", "told", "topic",
+        "cursor", "ending", "epoch", "held", "is_leaving", "is_ours", "left", "partition",
+        "position", "settling", "told", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,7 @@ class Share:
         self.cursor, self.epoch, self.position = cursor, epoch, position
         self.left = deque(left)
         self.held: dict[int, SQLiteDelivery] = {}
+        self.ending: set[int] = set()
         self.is_ours, self.is_leaving = True, False
         self.told = position
 
@@ -113,6 +115,10 @@ class Share:
         """A delivery is settled."""
         del self.held[delivery.seq]
         self.told = max(self.told, delivery.seq)
+
+    def is_busy_with(self, seq: int) -> bool:
+        """Whether what is in the table of retries is under way, or about to leave the table."""
+        return seq in self.held or seq in self.ending
 
     def leave_unbegun(self) -> None:
         """Leave what no handler works on to the next owner."""

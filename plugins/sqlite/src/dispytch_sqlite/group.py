@@ -191,7 +191,7 @@ def _bury_the_dead(db: sqlite3.Connection, group: str) -> None:
         "RETURNING id",
         (time.monotonic(), group),
     ).fetchall()
-    db.executemany("UPDATE cursors SET owner = NULL WHERE owner = ?", dead)
+    db.executemany("UPDATE cursors SET owner = NULL, epoch = epoch + 1 WHERE owner = ?", dead)
 
 
 def _claim(db: sqlite3.Connection, member: Member, topic: str, most: int) -> list[Claim]:

@@ -116,6 +116,15 @@ class Membership:
                 self._group, error,
             )  # fmt: skip
 
+    def close(self) -> None:
+        """Have nothing any more, whether the others know of it or not."""
+        self._has_left = True
+        self._end_renewing()
+        if self._entering is not None:
+            self._entering.cancel()
+        for share in self._shares():
+            share.lose()
+
     # In the writer's thread
 
     def _renew(self, db: sqlite3.Connection) -> State | None:

@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Sequence
 
+from dispytch import Delivery
 from dispytch.topics import TopicPattern
 from dispytch_sqlite.delivery import Share, SQLiteDelivery
 from dispytch_sqlite.log import now_ms, read_headers
@@ -63,55 +64,63 @@ class Feed:
         db.execute(f"CREATE TEMP TABLE {name} (id INTEGER PRIMARY KEY)")
         self._topics: dict[int, str] = {}
         self._looked_to = 0  # topics up to this number have been looked at
-        self._pointer = 0  # the farthest position of all shares
 
-    def take(self, limit: int) -> tuple[list[SQLiteDelivery], bool]:
-        """What can be delivered now, and whether there may be more."""
+    def take(self, taken: list[Delivery], limit: int) -> bool:
+        """Add what can be delivered now, up to `limit` in all; whether there may be more.
+
+        The partitions that are behind come first, up to where the next ones are.
+        """
         shares = [share for share in self.shares.values() if share.is_read]
         if not shares:
-            return [], False
+            return False
         # The head first: each event up to there is of a topic that is known after that.
-        (head,) = self._db.execute("SELECT ifnull(max(seq), 0) FROM events").fetchone()
+        head: int = self._db.execute("SELECT ifnull(max(seq), 0) FROM events").fetchone()[0]
         self._learn_topics()
-        taken: list[SQLiteDelivery] = []
         for share in shares:
-            if share.left and len(taken) < limit:
-                taken += self._take_left(share, limit - len(taken))
-        self._pointer = max(share.position for share in shares)
-        for share in shares:
-            if share.position < self._pointer and len(taken) < limit:
-                taken += self._read([share], share.position, self._pointer, limit - len(taken))[0]
-        if len(taken) >= limit or any(share.position < self._pointer for share in shares):
-            return taken, True
-        fresh, is_more = self._take_new(shares, head, limit - len(taken))
-        return [*taken, *fresh], is_more
+            while share.left and len(taken) < limit:
+                self._take_left(share, taken, limit)
+        if len(taken) >= limit:
+            return True
+        start = min(share.position for share in shares)
+        if start >= head:
+            return False
+        behind = [share for share in shares if share.position == start]
+        until = min([head, *(share.position for share in shares if share.position > start)])
+        if until - start > _SCANNED:  # much of it may be deleted
+            (first,) = self._db.execute(
+                "SELECT min(seq) FROM events WHERE seq > ?", (start,)
+            ).fetchone()
+            start = until if first is None else min(first - 1, until)
+            until = min(until, start + _SCANNED)
+        return self._read(behind, start, until, taken, limit) < head
 
-    def take_retries(self, limit: int) -> list[SQLiteDelivery]:
-        """What was given back to come again later and is due."""
+    def take_retries(self, taken: list[Delivery], limit: int) -> None:
+        """Add what was given back to come again later and is due, up to `limit` in all."""
         if self._db.execute("SELECT 1 FROM retries LIMIT 1").fetchone() is None:
-            return []  # the most frequent answer, for a tenth of the time
+            return  # the most frequent answer, for a tenth of the time
         by_cursor = self._by_cursor()
         self._learn_topics()
+        busy = sum(len(share.held) + len(share.ending) for share in by_cursor.values())
+        now = now_ms()
         rows = self._db.execute(
-            f"SELECT cursor, seq, attempt, retries.headers, topic, partition, key, payload "
-            f"FROM retries LEFT JOIN events USING (seq) WHERE visible_ms <= ? "
-            f"AND cursor IN ({_listed(by_cursor)}) ORDER BY visible_ms",
-            (now_ms(),),
+            "SELECT cursor, retries.seq, attempt, retries.headers, topic, key, payload "
+            f"FROM retries LEFT JOIN events ON events.seq = retries.seq AND {_ALIVE} "
+            f"WHERE visible_ms <= ? AND cursor IN ({_listed(by_cursor)}) "
+            "ORDER BY visible_ms LIMIT ?",
+            (now, now, busy + limit),
         )
-        taken: list[SQLiteDelivery] = []
-        for cursor, seq, attempt, headers, topic, _, key, payload in rows:
+        for cursor, seq, attempt, headers, topic, key, payload in rows:
             share = by_cursor[cursor]
-            if seq in share.held:
+            if len(taken) >= limit:
+                break
+            if share.is_busy_with(seq):
                 continue
-            if payload is None:  # deleted meanwhile
+            if payload is None:  # deleted or expired meanwhile
                 share.settling.drop(share, seq)
                 continue
             row = (seq, topic, share.partition, key, headers, payload)
             taken.append(self._delivery(share, row, attempt + 1, is_retry=True))
-            if len(taken) == limit:
-                break
         rows.close()
-        return taken
 
     def next_retry(self) -> int | None:
         """When the next one is due that is not under way, milliseconds since 1970 UTC."""
@@ -120,7 +129,9 @@ class Feed:
             f"SELECT cursor, seq, visible_ms FROM retries WHERE cursor IN ({_listed(by_cursor)}) "
             "ORDER BY visible_ms"
         )
-        due = next((at for cursor, seq, at in rows if seq not in by_cursor[cursor].held), None)
+        due = next(
+            (at for cursor, seq, at in rows if not by_cursor[cursor].is_busy_with(seq)), None
+        )
         rows.close()
         return due
 
@@ -163,68 +174,54 @@ class Feed:
     def _learn_topics(self) -> None:
         """Take in the topics that are new to the file."""
         fresh = self._db.execute(
-            "SELECT id, name FROM topics WHERE id > ?", (self._looked_to,)
+            "SELECT id, name FROM topics WHERE id > ? ORDER BY id", (self._looked_to,)
         ).fetchall()
         for number, name in fresh:
-            self._looked_to = max(self._looked_to, number)
             if self._pattern.match(name) is not None:
-                self._topics[number] = name
                 self._db.execute(f"INSERT INTO {self._wanted} VALUES (?)", (number,))
+                self._topics[number] = name
+            self._looked_to = number  # last: what failed on the way is looked at again
 
     # Reading
 
-    def _take_left(self, share: Share, limit: int) -> list[SQLiteDelivery]:
-        """What the owner before us left open."""
-        part = [share.left.popleft() for _ in range(min(limit, len(share.left)))]
-        times = dict(part)
+    def _take_left(self, share: Share, taken: list[Delivery], limit: int) -> None:
+        """Some of what the owner before us left open."""
+        part = dict(itertools.islice(share.left, limit - len(taken)))
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM events WHERE seq IN (SELECT value FROM json_each(?)) "
             f"AND {_ALIVE} ORDER BY seq",
-            (json.dumps(list(times)), now_ms()),
+            (json.dumps(list(part)), now_ms()),
         ).fetchall()
+        for _ in part:
+            share.left.popleft()
+        taken += [self._delivery(share, row, part[row[0]] + 1) for row in rows]
         share.settling.touch(share)  # what was deleted meanwhile is open no longer
-        return [self._delivery(share, row, times[row[0]] + 1) for row in rows]
-
-    def _take_new(
-        self, shares: Sequence[Share], head: int, limit: int
-    ) -> tuple[list[SQLiteDelivery], bool]:
-        """Read on from where all shares are, up to the log's head."""
-        if head <= self._pointer:
-            return [], False
-        start = self._pointer
-        if head - start > _SCANNED:  # much of it may be deleted
-            (first,) = self._db.execute(
-                "SELECT min(seq) FROM events WHERE seq > ?", (start,)
-            ).fetchone()
-            start = first - 1
-        until = min(head, start + _SCANNED)
-        taken, position = self._read(shares, start, until, limit)
-        self._pointer = position
-        return taken, position < head
 
     def _read(
-        self, shares: Sequence[Share], start: int, until: int, limit: int
-    ) -> tuple[list[SQLiteDelivery], int]:
-        """Read for shares from one place on; they are then all at the place that is returned."""
+        self, shares: Sequence[Share], start: int, until: int, taken: list[Delivery], limit: int
+    ) -> int:
+        """Read for shares from one place on; all are then at the place that is returned."""
         by_number = {share.partition: share for share in shares}
+        most = limit - len(taken)
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM events WHERE seq > ? AND seq <= ? "
             f"AND topic IN {self._wanted} AND partition IN ({_listed(by_number)}) AND {_ALIVE} "
             "ORDER BY seq LIMIT ?",
-            (start, until, now_ms(), limit),
+            (start, until, now_ms(), most),
         )
-        taken: list[SQLiteDelivery] = []
         size = 0
-        for row in rows:
-            taken.append(self._delivery(by_number[row[2]], row, 1))
+        for count, row in enumerate(rows, 1):
+            share = by_number[row[2]]
+            taken.append(self._delivery(share, row, 1))
+            share.position = row[0]
             size += len(row[5])
-            if size >= _BYTES:
+            if count == most or size >= _BYTES:
+                until = row[0]
                 break
         rows.close()
-        position = taken[-1].seq if len(taken) == limit or size >= _BYTES else until
         for share in shares:
-            share.position = position
-        return taken, position
+            share.position = until
+        return until
 
     def _delivery(
         self, share: Share, row: tuple[int, int, int, bytes | None, str | None, bytes],

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
 from dispytch import SettleError
 from dispytch_sqlite.delivery import Share, SQLiteDelivery
 from dispytch_sqlite.errors import WriteError
-from dispytch_sqlite.group import Member, Retry, commit
+from dispytch_sqlite.group import Mark, Member, Retry, commit
 from dispytch_sqlite.log import written_headers
 from dispytch_sqlite.writer import Writer
 
@@ -20,6 +21,41 @@ _PAUSE = 0.2  # seconds until what could not be written is written again
 _NOT_OURS = "its partition is another member's, or the consumer was stopped: it comes again"
 
 _Waiter: TypeAlias = tuple[Share, "asyncio.Future[None]"]
+
+
+@dataclass(slots=True)
+class _Lot:
+    """What is written in one commit.
+
+    Attributes:
+        touched: the shares, a set that keeps its order; those of all the others are among them.
+        waiting: who waits for it.
+        retries: what is to come again later.
+        retried: what came again, and is done.
+    """
+
+    touched: dict[Share, None] = field(default_factory=dict[Share, None])
+    waiting: list[_Waiter] = field(default_factory=list[_Waiter])
+    retries: list[tuple[Share, Retry]] = field(default_factory=list[tuple[Share, Retry]])
+    retried: list[tuple[Share, int]] = field(default_factory=list[tuple[Share, int]])
+
+    def prepend(self, earlier: "_Lot") -> None:
+        """Take in what could not be written."""
+        self.touched = {**earlier.touched, **self.touched}
+        self.waiting[:0] = earlier.waiting
+        self.retries[:0] = earlier.retries
+        self.retried[:0] = earlier.retried
+
+    def take_lost(self) -> list[_Waiter]:
+        """Drop what is of shares that are not ours: the same cursors may be ours anew."""
+        if all(share.is_ours for share in self.touched):
+            return []
+        self.touched = {share: None for share in self.touched if share.is_ours}
+        self.retries = [each for each in self.retries if each[0].is_ours]
+        self.retried = [each for each in self.retried if each[0].is_ours]
+        lost = [each for each in self.waiting if not each[0].is_ours]
+        self.waiting = [each for each in self.waiting if each[0].is_ours]
+        return lost
 
 
 class Settling:
@@ -43,10 +79,7 @@ class Settling:
         self.member: Member | None = None
         self.problem: WriteError | None = None
         self._nacked: list[SQLiteDelivery] = []
-        self._touched: dict[Share, None] = {}
-        self._retries: list[Retry] = []
-        self._retried: list[tuple[int, int]] = []
-        self._waiting: list[_Waiter] = []
+        self._lot = _Lot()
         self._is_busy = self._is_over = False
         self._idle: asyncio.Future[None] | None = None
 
@@ -56,7 +89,7 @@ class Settling:
         """It is done; a future of when that is written down."""
         delivery.share.let_go(delivery)
         if delivery.is_retry:
-            self._retried.append((delivery.share.cursor, delivery.seq))
+            self._end_retry(delivery.share, delivery.seq)
         return self._written(delivery.share)
 
     def later(self, delivery: SQLiteDelivery, delay: float) -> "asyncio.Future[None]":
@@ -67,8 +100,10 @@ class Settling:
         else:
             headers = written_headers(delivery.headers)
             visible_ms = int((time.time() + delay) * 1000) + 1
-            share, attempt = delivery.share, delivery.attempt
-            self._retries.append(Retry(share.cursor, delivery.seq, attempt, visible_ms, headers))
+            share, seq = delivery.share, delivery.seq
+            retry = Retry(share.cursor, seq, delivery.attempt, visible_ms, headers)
+            self._lot.retries.append((share, retry))
+            share.ending.add(seq)
         return self._written(delivery.share)
 
     def again(self, delivery: SQLiteDelivery) -> None:
@@ -87,8 +122,12 @@ class Settling:
 
     def drop(self, share: Share, seq: int) -> None:
         """An event that was to come again is not there any more."""
-        self._retried.append((share.cursor, seq))
+        self._end_retry(share, seq)
         self.touch(share)
+
+    def _end_retry(self, share: Share, seq: int) -> None:
+        self._lot.retried.append((share, seq))
+        share.ending.add(seq)
 
     def _come_again(self, old: SQLiteDelivery) -> None:
         message = (old.topic, old.payload, old.key, old.headers, old.attempt + 1, old.via)
@@ -101,7 +140,7 @@ class Settling:
     def touch(self, share: Share) -> None:
         """Write down, soon, how far a share is."""
         if share.cursor:
-            self._touched[share] = None
+            self._lot.touched[share] = None
             self._begin()
 
     async def idle(self) -> None:
@@ -113,8 +152,8 @@ class Settling:
     def abandon(self) -> None:
         """Write nothing more; who waits gets a SettleError."""
         self._is_over = True
-        self._touched.clear()
-        self._fail(self._waiting)
+        self._fail(self._lot.waiting)
+        self._lot = _Lot()
 
     def _fail(self, waiting: Iterable[_Waiter]) -> None:
         for _, future in waiting:
@@ -124,7 +163,7 @@ class Settling:
     def _written(self, share: Share) -> "asyncio.Future[None]":
         future: asyncio.Future[None] = self._loop.create_future()
         if share.cursor:
-            self._waiting.append((share, future))
+            self._lot.waiting.append((share, future))
             self.touch(share)
         else:
             future.set_result(None)
@@ -136,43 +175,51 @@ class Settling:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        if not self._touched or self.member is None:
+        self._fail(self._lot.take_lost())
+        if not self._lot.touched or self.member is None:
             self._is_busy = False
             if self._idle is not None:
                 self._idle.set_result(None)
                 self._idle = None
             return
-        shares, self._touched = list(self._touched), {}
-        waiting, self._waiting = self._waiting, []
-        retries, self._retries = self._retries, []
-        retried, self._retried = self._retried, []
-        marks = [share.mark for share in shares]
-        write = partial(commit, member=self.member, marks=marks, retries=retries, retried=retried)
+        lot, self._lot = self._lot, _Lot()
+        marks = [share.mark for share in lot.touched]
+        write = partial(
+            commit,
+            member=self.member,
+            marks=marks,
+            retries=[retry for _, retry in lot.retries],
+            retried=[(share.cursor, seq) for share, seq in lot.retried],
+        )
+        self._writer.run(write).add_done_callback(partial(self._flushed, lot, marks))
 
-        def done(writing: "asyncio.Future[set[int]]") -> None:
-            error = writing.exception()
-            if self._is_over and error is not None:
-                self._fail(waiting)
-                return
-            if isinstance(error, WriteError):
-                self.problem = error
-                self._touched = dict.fromkeys((*shares, *self._touched))
-                self._waiting = [*waiting, *self._waiting]
-                self._retries = [*retries, *self._retries]
-                self._retried = [*retried, *self._retried]
-                self._loop.call_later(_PAUSE, self._flush)
-                return
-            self.problem = None
-            lost = writing.result()
-            for share, mark in zip(shares, marks, strict=True):
-                if share.cursor in lost:
-                    share.lose()
-                elif mark.is_release:
-                    share.is_ours = False
-            self._fail(each for each in waiting if each[0].cursor in lost)
-            for _, future in waiting:
-                if not future.done():
-                    future.set_result(None)
-            self._flush()
-
-        self._writer.run(write).add_done_callback(done)
+    def _flushed(
+        self, lot: _Lot, marks: Sequence[Mark], writing: "asyncio.Future[set[int]]"
+    ) -> None:
+        error = writing.exception()
+        if self._is_over and error is not None:
+            self._fail(lot.waiting)
+            return
+        if isinstance(error, WriteError):
+            self.problem = error
+            self._lot.prepend(lot)
+            self._loop.call_later(_PAUSE, self._flush)
+            return
+        self.problem = None
+        lost = writing.result()
+        for share, mark in zip(lot.touched, marks, strict=True):
+            if share.cursor in lost:
+                share.lose()
+            elif mark.is_release:
+                share.is_ours = False
+        for share, seq in lot.retried:
+            share.ending.discard(seq)
+        for share, retry in lot.retries:
+            share.ending.discard(retry.seq)
+        if lot.retries:
+            self._wake()  # to see when they are due
+        self._fail(each for each in lot.waiting if each[0].cursor in lost)
+        for _, future in lot.waiting:
+            if not future.done():
+                future.set_result(None)
+        self._flush()
