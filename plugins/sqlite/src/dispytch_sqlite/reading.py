@@ -163,13 +163,13 @@ class Feed:
     def _learn_topics(self) -> None:
         """Take in the topics that are new to the file."""
         fresh = self._db.execute(
-            "SELECT id, name FROM topics WHERE id > ?", (self._looked_to,)
+            "SELECT id, name FROM topics WHERE id > ? ORDER BY id", (self._looked_to,)
         ).fetchall()
         for number, name in fresh:
-            self._looked_to = max(self._looked_to, number)
             if self._pattern.match(name) is not None:
-                self._topics[number] = name
                 self._db.execute(f"INSERT INTO {self._wanted} VALUES (?)", (number,))
+                self._topics[number] = name
+            self._looked_to = number  # last: what failed on the way is looked at again
 
     # Reading
 
