@@ -196,10 +196,11 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure: imports, emitting and handling without a network, beside pydantic alone."""
+    """Measure: imports, emitting and handling beside pydantic alone, SQLite beside `sqlite3`."""
     _install(session, *PLUGINS, groups=())
     session.run("python", "tests/bench/emitting.py", *session.posargs)
     session.run("python", "tests/bench/handling.py", *session.posargs)
+    session.run("python", "tests/bench/sqlite.py", *session.posargs)
 
 
 @nox.session(python=NEWEST)

@@ -169,7 +169,7 @@ class World:
             if of == member:
                 for seq in sorted(share.held)[::nth]:
                     self.done.add(seq)
-                    del share.held[seq]
+                    share.let_go(share.held[seq])
                 self.written[share.partition] = (share.mark.position, share.open)
 
     def give(self, number: int) -> None:

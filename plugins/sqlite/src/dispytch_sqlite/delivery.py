@@ -64,12 +64,13 @@ class Share:
         ending: numbers of those that came again and were settled, until that is written down.
         is_ours: nobody else has it.
         is_leaving: it is to be given away.
-        written: the position that was last written down.
+        told: what is open is written down one by one up to here; what is beyond comes as new to the
+            next owner. No farther than is needed, as each commit holds all of it.
     """
 
     __slots__ = (
         "cursor", "ending", "epoch", "held", "is_leaving", "is_ours", "left", "partition",
-        "position", "settling", "topic", "written",
+        "position", "settling", "told", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +90,7 @@ class Share:
         self.held: dict[int, SQLiteDelivery] = {}
         self.ending: set[int] = set()
         self.is_ours, self.is_leaving = True, False
-        self.written = position
+        self.told = position
 
     @property
     def tenure(self) -> Tenure:
@@ -99,20 +100,26 @@ class Share:
     @property
     def mark(self) -> Mark:
         """How far it is; given away when nothing of it is held any more."""
-        self.written = self.position
         is_release = self.is_leaving and not self.held
-        return Mark(self.cursor, self.epoch, self.position, self.open, is_release)
+        return Mark(self.cursor, self.epoch, self.told, self.open, is_release)
 
     @property
     def open(self) -> Pairs:
         """What is not settled, in order; what waits in the table of retries is not among it."""
-        held = [(d.seq, d.attempt) for d in self.held.values() if not d.is_retry]
-        return sorted((*self.left, *held))
+        told, held = self.told, self.held.items()
+        open_ = [(seq, each.attempt) for seq, each in held if seq <= told and not each.is_retry]
+        open_ += [pair for pair in self.left if pair[0] <= told]
+        return sorted(open_)
 
     @property
     def is_read(self) -> bool:
         """Whether events of it are delivered here."""
         return self.is_ours and not self.is_leaving
+
+    def let_go(self, delivery: SQLiteDelivery) -> None:
+        """A delivery is settled."""
+        del self.held[delivery.seq]
+        self.told = max(self.told, delivery.seq)
 
     def is_busy_with(self, seq: int) -> bool:
         """Whether what is in the table of retries is under way, or about to leave the table."""
@@ -132,6 +139,7 @@ class Share:
         self.leave_all()
 
     def _leave(self, deliveries: list[SQLiteDelivery]) -> None:
+        self.told = self.position
         for delivery in deliveries:
             del self.held[delivery.seq]
             delivery.lost = True

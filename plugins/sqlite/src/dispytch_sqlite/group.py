@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
 
 __all__ = [
@@ -39,6 +40,8 @@ State: TypeAlias = tuple[int, int, int, int, int]
 """Members, the newest of them, dead ones, free cursors, claims so far: shares change with it."""
 
 Begin: TypeAlias = Literal["first", "latest"] | int
+
+_AT_ONCE = 1_000  # marks of one statement: SQLite limits the number of its parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +236,7 @@ def commit(
     Returns:
         The tenures that are over; nothing was written for them.
     """
-    told = json.dumps([(m.cursor, m.epoch, m.position, m.open, m.is_release) for m in marks])
-    written = db.execute(
-        "UPDATE cursors SET position = mark.position, open = mark.open, "
-        "owner = CASE WHEN mark.is_release THEN NULL ELSE owner END "
-        "FROM (SELECT json_extract(value, '$[0]') AS cursor, json_extract(value, '$[1]') AS epoch, "
-        "json_extract(value, '$[2]') AS position, json_extract(value, '$[3]') AS open, "
-        "json_extract(value, '$[4]') AS is_release FROM json_each(?)) AS mark "
-        "WHERE cursors.id = mark.cursor AND cursors.owner = ? AND cursors.epoch = mark.epoch",
-        (told, member.id),
-    ).rowcount
+    written = _write(db, member, marks)
     lost = set() if written == len(marks) else _lost(db, member, marks)
     db.executemany(
         "INSERT OR REPLACE INTO retries VALUES (?, ?, ?, ?, ?)",
@@ -257,6 +251,29 @@ def commit(
         [(tenure[0], seq) for tenure, seq in retried if tenure not in lost],
     )
     return lost
+
+
+def _write(db: sqlite3.Connection, member: Member, marks: Sequence[Mark]) -> int:
+    """Write marks where the cursor is this member's; how many were.
+
+    Many in one statement: each one gives up the interpreter's lock, and waits to get it back.
+    """
+    written = 0
+    for first in range(0, len(marks), _AT_ONCE):
+        part = marks[first : first + _AT_ONCE]
+        rows = ((m.cursor, m.epoch, m.position, _told(m.open), m.is_release) for m in part)
+        written += db.execute(
+            "UPDATE cursors SET position = column3, open = column4, "
+            "owner = CASE WHEN column5 THEN NULL ELSE owner END "
+            f"FROM (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(part))}) "
+            "WHERE id = column1 AND epoch = column2 AND owner = ?",
+            (*chain.from_iterable(rows), member.id),
+        ).rowcount
+    return written
+
+
+def _told(pairs: Pairs) -> str:
+    return json.dumps(pairs) if pairs else "[]"
 
 
 def _lost(db: sqlite3.Connection, member: Member, marks: Iterable[Mark]) -> set[Tenure]:

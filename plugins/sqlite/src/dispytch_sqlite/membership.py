@@ -147,7 +147,8 @@ class Membership:
         if self._entering is not None:
             return
         for share in self._shares():
-            if share.position != share.written:
+            if share.told != share.position:
+                share.told = share.position
                 self._settling.touch(share)
         self._changed(told)
 

@@ -96,6 +96,8 @@ class Feed:
 
     def take_retries(self, taken: list[Delivery], limit: int) -> None:
         """Add what was given back to come again later and is due, up to `limit` in all."""
+        if self._db.execute("SELECT 1 FROM retries LIMIT 1").fetchone() is None:
+            return  # the most frequent answer, for a tenth of the time
         by_cursor = self._by_cursor()
         self._learn_topics()
         busy = sum(len(share.held) + len(share.ending) for share in by_cursor.values())
@@ -178,7 +180,7 @@ class Feed:
             if self._pattern.match(name) is not None:
                 self._db.execute(f"INSERT INTO {self._wanted} VALUES (?)", (number,))
                 self._topics[number] = name
-            self._looked_to = number
+            self._looked_to = number  # last: what failed on the way is looked at again
 
     # Reading
 

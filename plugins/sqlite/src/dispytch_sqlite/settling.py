@@ -76,14 +76,14 @@ class Settling:
 
     def done(self, delivery: SQLiteDelivery) -> "asyncio.Future[None]":
         """It is done; a future of when that is written down."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         if delivery.is_retry:
             self._end_retry(delivery.share, delivery.seq)
         return self._written(delivery.share)
 
     def later(self, delivery: SQLiteDelivery, delay: float) -> "asyncio.Future[None]":
         """It is to come again after so many seconds; a future of when that is written down."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         if self.member is None:
             self._loop.call_later(delay, self._come_again, delivery)
         else:
@@ -97,7 +97,7 @@ class Settling:
 
     def again(self, delivery: SQLiteDelivery) -> None:
         """It is to come again at once."""
-        self._let_go(delivery)
+        delivery.share.let_go(delivery)
         self._come_again(delivery)
 
     def take_again(self, limit: int) -> list[SQLiteDelivery]:
@@ -117,9 +117,6 @@ class Settling:
     def _end_retry(self, share: Share, seq: int) -> None:
         self._lot.retried.append((share, seq))
         share.ending.add(seq)
-
-    def _let_go(self, delivery: SQLiteDelivery) -> None:
-        del delivery.share.held[delivery.seq]
 
     def _come_again(self, old: SQLiteDelivery) -> None:
         message = (old.topic, old.payload, old.key, old.headers, old.attempt + 1, old.via)
