@@ -58,6 +58,7 @@ def sweep_with(db: sqlite3.Connection, retention: Retention) -> int:
             step(db)
         steps += 1
         assert steps < 1000, "no end"
+    retention.report()
     return steps
 
 

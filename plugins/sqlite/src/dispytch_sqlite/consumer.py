@@ -110,7 +110,7 @@ class SQLiteConsumer(Consumer):
         """Wait for events. Nothing is taken before it is returned, so cancelling loses none.
 
         Raises:
-            ConnectError: the file can't be read.
+            ConnectError: the file can't be read; for good when it was removed or replaced.
         """
         while True:
             self._opened()
@@ -170,7 +170,7 @@ class SQLiteConsumer(Consumer):
         self._news.tell()
         try:
             with contextlib.suppress(TimeoutError):  # another process has the lock
-                async with asyncio.timeout(_LAST_WRITE):
+                async with asyncio.timeout(0 if writer.lost else _LAST_WRITE):
                     await self._settling.idle()
                     if self._membership is not None:
                         await self._membership.leave()
@@ -208,6 +208,8 @@ class SQLiteConsumer(Consumer):
             raise ConnectError(
                 f"{BACKEND}: the consumer is not started", backend=BACKEND, retriable=False
             )
+        if self._writer.lost is not None:
+            raise as_connect_error(self._writer.lost, "can't go on")
         return self._writer, self._db
 
 

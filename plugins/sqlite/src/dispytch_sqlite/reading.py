@@ -148,20 +148,19 @@ class Feed:
         db.execute("CREATE TEMP TABLE IF NOT EXISTS counted (id INTEGER PRIMARY KEY)")
         db.execute("DELETE FROM temp.counted")
         db.executemany("INSERT INTO temp.counted VALUES (?)", names)
+        cursors = "cursors WHERE group_name = ?1 AND cursors.topic = ?2"
         (unread,) = db.execute(
-            "SELECT count(*) FROM cursors JOIN events ON events.partition = cursors.partition "
-            "AND seq > position WHERE group_name = ? AND cursors.topic = ? "
-            f"AND events.topic IN temp.counted AND {_ALIVE}",
+            "SELECT count(*) FROM events CROSS JOIN "  # so that the log is read once
+            f"{cursors} AND cursors.partition = events.partition AND seq > position "
+            f"AND seq > (SELECT min(position) FROM {cursors}) "
+            f"AND events.topic IN temp.counted AND {_ALIVE.replace('?', '?3')}",
             (group, self.topic, now_ms()),
         ).fetchone()
         (open_,) = db.execute(
-            "SELECT ifnull(sum(json_array_length(open)), 0) FROM cursors "
-            "WHERE group_name = ? AND topic = ?",
-            (group, self.topic),
+            f"SELECT ifnull(sum(json_array_length(open)), 0) FROM {cursors}", (group, self.topic)
         ).fetchone()
         (later,) = db.execute(
-            "SELECT count(*) FROM retries JOIN cursors ON cursor = cursors.id "
-            "WHERE group_name = ? AND topic = ?",
+            f"SELECT count(*) FROM retries WHERE cursor IN (SELECT id FROM {cursors})",
             (group, self.topic),
         ).fetchone()
         return int(unread + open_ + later)

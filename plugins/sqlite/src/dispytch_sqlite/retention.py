@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import sqlite3
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
@@ -42,6 +43,7 @@ class Retention:
         self._delete_handled = connection.delete_handled
         self._passed = 0  # up to here are only events of topics without a group,
         self._newest: int | None = None  # while this is the newest cursor
+        self._unhandled: Counter[str] = Counter()  # events deleted since the last report, by why
 
     def next_step(self, db: sqlite3.Connection) -> Step | None:
         """What to do next; None: nothing for now. Only reads."""
@@ -50,6 +52,12 @@ class Retention:
             if step is not None:
                 return step
         return None
+
+    def report(self) -> None:
+        """Log how many events were deleted that a group has not handled."""
+        for why, count in (+self._unhandled).items():
+            logger.warning("sqlite: %s: %d events deleted that a group has not handled", why, count)
+        self._unhandled.clear()
 
     @staticmethod
     def _expired(db: sqlite3.Connection) -> Step | None:
@@ -78,9 +86,8 @@ class Retention:
             return None
         return self._oldest(db, "?", 1, "the file is larger than max_bytes", excess)
 
-    @staticmethod
     def _oldest(
-        db: sqlite3.Connection, condition: str, value: int, why: str, size: int | None = None
+        self, db: sqlite3.Connection, condition: str, value: int, why: str, size: int | None = None
     ) -> Step | None:
         """Delete the oldest events but dead letters, handled or not; only so many bytes of them."""
         first = db.execute(f"SELECT seq FROM events WHERE {_ALIVE} ORDER BY seq LIMIT 1").fetchone()
@@ -89,7 +96,7 @@ class Retention:
         rows: list[_Row] = db.execute(
             "SELECT seq, topic, partition, length(payload) FROM events "
             f"WHERE seq BETWEEN ? AND ? AND {condition} AND {_ALIVE} ORDER BY seq LIMIT ?",
-            (first[0], first[0] + _SCANNED, value, _AT_ONCE // 5),
+            (first[0], first[0] + _SCANNED, value, _AT_ONCE),
         ).fetchall()
         if not rows:
             return None
@@ -98,10 +105,7 @@ class Retention:
             rows = rows[: 1 + sum(each < size for each in sums)]
         done = _done(db)
         unhandled = sum(seq > done.get((topic, part), seq) for seq, topic, part, _ in rows)
-        if unhandled:
-            logger.warning(
-                "sqlite: %s: %d events deleted that a group has not handled", why, unhandled
-            )
+        self._unhandled[why] += unhandled
         return _deletion([row[0] for row in rows])
 
     def _handled(self, db: sqlite3.Connection) -> Step | None:
@@ -149,7 +153,7 @@ def _deletion(numbers: list[int]) -> Step:
 
 def _done(db: sqlite3.Connection) -> Mapping[tuple[int, int], int]:
     """By topic and partition, up to where all groups have handled; none where no group is."""
-    lowest: dict[tuple[str, int], int] = {}
+    lowest: defaultdict[str, dict[int, int]] = defaultdict(dict)
     for topic, partition, position, open_, retried in db.execute(
         "SELECT topic, partition, position, open, "
         "(SELECT min(seq) FROM retries WHERE cursor = cursors.id) FROM cursors"
@@ -158,13 +162,13 @@ def _done(db: sqlite3.Connection) -> Mapping[tuple[int, int], int]:
         if retried is not None:
             waiting.append(retried)
         until: int = min([position + 1, *waiting]) - 1
-        place = (topic, partition)
-        lowest[place] = min(until, lowest.get(place, until))
-    patterns = {topic: TopicPattern(topic) for topic, _ in lowest}
+        lowest[topic][partition] = min(until, lowest[topic].get(partition, until))
+    patterns = {topic: TopicPattern(topic) for topic in lowest}
     done: dict[tuple[int, int], int] = {}
     for number, name in db.execute("SELECT id, name FROM topics").fetchall():
-        for (topic, partition), until in lowest.items():
+        for topic, partitions in lowest.items():
             if patterns[topic].match(name) is not None:
-                place = (number, partition)
-                done[place] = min(until, done.get(place, until))
+                for partition, until in partitions.items():
+                    place = (number, partition)
+                    done[place] = min(until, done.get(place, until))
     return done

@@ -39,6 +39,7 @@ Call = Callable[[sqlite3.Connection], Any]
 """What is done inside a transaction. It runs again, by itself, when the transaction failed."""
 
 _SWEEP_EVERY = 5.0  # seconds between two looks for what may be deleted
+_SWEEP = 0.02  # seconds of deleting before what is to be written gets a turn
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two attempts to get the lock
 _CONTENDED = 0.5  # seconds after an attempt in vain during which others get turns
 _LONGEST_TURN = 0.005  # seconds left to others
@@ -84,6 +85,7 @@ class Writer:
     Attributes:
         connection: of the URL.
         log: appends events, inside a transaction.
+        lost: set once the file is found to be gone: nothing more can be written or read.
     """
 
     _shared: ClassVar[dict[SQLiteConnection, "Writer"]] = {}
@@ -101,6 +103,7 @@ class Writer:
         self._chores: list[_Chore] = []
         self._readers: set[Callable[[], None]] = set()
         self._is_closing = False
+        self.lost: FileChangedError | None = None
         self._synchronous = ""
         self._lock_missed, self._next_turn = 0.0, 0.0
         self._next_sweep = time.monotonic() + _SWEEP_EVERY
@@ -204,7 +207,7 @@ class Writer:
             self._chores.remove(chore)
 
     def tell_news(self, reader: Callable[[], None]) -> Callable[[], None]:
-        """Call back, in the running loop, whenever events were appended here; what ends it."""
+        """Call back, in the running loop, when events were appended here, or the file is lost."""
         told = partial(_in_loop, asyncio.get_running_loop(), lambda _: reader())
         told_nothing = partial(told, None)
         self._readers.add(told_nothing)
@@ -236,7 +239,6 @@ class Writer:
                 if lot:
                     self._write(lot)
                 if time.monotonic() >= self._next_sweep:
-                    self._next_sweep = time.monotonic() + _SWEEP_EVERY
                     self._sweep()
         finally:
             self._db.close()
@@ -287,8 +289,11 @@ class Writer:
         for job, result in zip(lot, results, strict=True):
             job.tell(result)
         if any(job.appends for job in lot):
-            for tell in tuple(self._readers):
-                tell()
+            self._tell_readers()
+
+    def _tell_readers(self) -> None:
+        for tell in tuple(self._readers):
+            tell()
 
     def _begin(self, must_sync: bool, since: float) -> None:  # noqa: FBT001
         """Begin to write, when it is our turn.
@@ -301,7 +306,12 @@ class Writer:
             sqlite3.Error: others hold the lock for too long, or it can't be written.
             FileChangedError: the file is not there any more.
         """
-        self._file.check()
+        try:
+            self._file.check()
+        except FileChangedError as error:
+            self.lost = error
+            self._tell_readers()
+            raise
         # An acknowledgement that a power cut takes back makes an event come again: allowed, and
         # much cheaper. Whatever is before the next event in the file goes to the disk with it.
         wanted = "FULL" if must_sync and self.connection.synchronous == "full" else "NORMAL"
@@ -331,7 +341,9 @@ class Writer:
             self._next_turn = now + min(took, _LONGEST_TURN)
 
     def _sweep(self) -> None:
-        """Delete what may be deleted, a little at a time."""
+        """Delete what may be deleted, for a moment; there may be more to do after the next lot."""
+        end = time.monotonic() + _SWEEP
+        self._next_sweep = end + _SWEEP_EVERY
         try:
             while not self._is_closing and (step := self._retention.next_step(self._db)):
                 self._begin(must_sync=False, since=time.monotonic())
@@ -342,12 +354,14 @@ class Writer:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
                     raise
-                if not self._jobs.empty():
-                    return
+                if time.monotonic() >= end and not self._jobs.empty():
+                    self._next_sweep = end
+                    break
         except Exception as error:  # noqa: BLE001 - without this thread nothing is written
             logger.warning(
                 "sqlite: nothing could be deleted: %s", WriteError(error, committing=False)
             )
+        self._retention.report()
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], told: Any) -> None:
