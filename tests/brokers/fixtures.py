@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from brokers.kafka_access import KafkaAccess
     from brokers.rabbitmq import RabbitMQ
     from brokers.rabbitmq_access import RabbitMQAccess
+    from brokers.redis import Redis
+    from brokers.redis_access import RedisAccess
 
 B = TypeVar("B", bound=BrokerProcess)
 
 KAFKA_URL = "DISPYTCH_TEST_KAFKA_URL"
 RABBITMQ_URL = "DISPYTCH_TEST_RABBITMQ_URL"
+REDIS_URL = "DISPYTCH_TEST_REDIS_URL"
 REQUIRE = "DISPYTCH_REQUIRE_BROKERS"
 
 
@@ -65,9 +68,28 @@ def own_rabbitmq() -> "Iterator[RabbitMQ]":
         yield broker
 
 
+@pytest.fixture(scope="session")
+def redis_broker() -> "Iterator[RedisAccess]":
+    """A Redis for tests that do it no harm: at `DISPYTCH_TEST_REDIS_URL`, or ours."""
+    if url := os.environ.get(REDIS_URL):
+        from brokers.redis_access import RunningRedis
+
+        yield RunningRedis(url)
+    else:
+        with started(_redis) as broker:
+            yield broker
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> "Iterator[Redis]":
+    """A Redis that the tests of a module may stop, kill, freeze and cut off."""
+    with started(_redis) as broker:
+        yield broker
+
+
 @pytest.fixture
 def unique_name(request: pytest.FixtureRequest) -> str:
-    """A name for topics, queues and groups that no other test has, telling whose it is."""
+    """A name for topics, queues, streams and groups that no other test has, telling whose it is."""
     test = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")
     return f"{test[:60]}-{uuid.uuid4().hex[:8]}"
 
@@ -82,7 +104,7 @@ def topic(kafka_broker: "KafkaAccess", unique_name: str) -> str:
 @pytest.fixture(autouse=True)
 def _healthy_brokers(request: pytest.FixtureRequest) -> None:
     """Bring a module's own broker back to work, whatever the last test did to it."""
-    for name in ("own_kafka", "own_rabbitmq"):
+    for name in ("own_kafka", "own_rabbitmq", "own_redis"):
         if name in request.fixturenames:
             request.getfixturevalue(name).heal()
 
@@ -97,6 +119,12 @@ def _rabbitmq() -> "RabbitMQ":
     from brokers.rabbitmq import RabbitMQ
 
     return RabbitMQ()
+
+
+def _redis() -> "Redis":
+    from brokers.redis import Redis
+
+    return Redis()
 
 
 def started(make: Callable[[], B]) -> B:
