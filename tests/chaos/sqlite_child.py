@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from unittest import mock
 
 from dispytch import Event, EventBase, EventEmitter, EventListener
 from dispytch_sqlite.log import Log
+from dispytch_sqlite.writer import Writer
 
 __all__ = ["LINE", "Numbered", "main"]
 
@@ -89,10 +91,20 @@ async def freeze_in_transaction(url: str, record: str, lane: int) -> None:
 
 
 async def listen(url: str, record: str, freeze: str = "", hang: str = "") -> None:
-    """Handle for ever; freeze, or hang, in the handler of the event with this id, once."""
+    """Handle for ever; freeze, or hang, in the handler of the event with this id, once.
+
+    Frozen it does not have the file's lock.
+    """
     out = _Record(record)
     listener = EventListener.from_url(url, group="all")
     met: set[str] = set()
+    writing, write = threading.RLock(), Writer._write
+
+    def write_alone(*args: Any) -> None:
+        with writing:
+            write(*args)
+
+    mock.patch.object(Writer, "_write", write_alone).start()
 
     @listener.handler(Numbered)
     async def note(event: Event[Numbered]) -> None:
@@ -100,7 +112,8 @@ async def listen(url: str, record: str, freeze: str = "", hang: str = "") -> Non
         met.add(event.id)
         out.write("taken", event.body)
         if event.id == freeze and is_first:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            with writing:  # not in the middle of a transaction: nobody else could write
+                os.kill(os.getpid(), signal.SIGSTOP)
         if event.id == hang and is_first:
             await asyncio.Event().wait()
         await asyncio.sleep(0.001)

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from dispytch_sqlite.writer import Writer
+from dispytch_sqlite import sharing
 
 __all__ = ["FaultyConnection", "can_mount", "faulty", "full_disk", "held_up", "small_disk"]
 
@@ -95,7 +95,7 @@ class FaultyConnection:
 
 def faulty() -> FaultyConnection:
     """Make the connection of the one writer there is a faulty one."""
-    (writer,) = Writer._shared.values()
+    (writer,) = sharing.writers()
     db = FaultyConnection(writer._db)
     writer._db = db  # type: ignore[assignment]
     return db
@@ -104,7 +104,7 @@ def faulty() -> FaultyConnection:
 @contextlib.asynccontextmanager
 async def held_up() -> AsyncIterator[None]:
     """The one writer there is writes nothing meanwhile; what comes is written together then."""
-    (writer,) = Writer._shared.values()
+    (writer,) = sharing.writers()
     is_held, may_go_on = Event(), Event()
 
     def hold(_: sqlite3.Connection) -> None:

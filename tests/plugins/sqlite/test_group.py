@@ -67,7 +67,13 @@ class Worker:
         group: str = "billing",
     ) -> "Worker":
         with transaction(db):
-            return cls(join(db, group, topics, LEASE, begin))
+            worker = cls(join(db, group, topics, LEASE, begin))
+        worker.live_on(db)
+        return worker
+
+    def live_on(self, db: sqlite3.Connection) -> None:
+        """Time passes, in which it renews: who does not now is dead to it."""
+        db.execute("UPDATE members SET since = since - lease WHERE id = ?", (self.member.id,))
 
     def balance(self, db: sqlite3.Connection) -> Sequence[Claim]:
         """Take a share; what is too much begins to leave."""
@@ -396,6 +402,36 @@ def test_member_late_but_not_missed_is_alive(db: sqlite3.Connection) -> None:
     worker.die(db)
     assert renew(db, worker.member) == (1, worker.member.id, 0, 0, 4)
     assert worker.commit(db, *(worker.mark(cursor, 1) for cursor in worker.claims)) == set()
+
+
+def test_members_kept_from_renewing_together_bury_nobody(db: sqlite3.Connection) -> None:
+    """Whoever holds the lock for longer than a lease costs no live member what it has."""
+    first, second = Worker.of(db), Worker.of(db)
+    first.balance(db)
+    second.balance(db)
+    shared = owners(db)
+    first.die(db)
+    second.die(db)  # neither could write
+    second.balance(db)  # this one got the lock first
+    assert renew(db, first.member) is not None
+    second.live_on(db)
+    second.balance(db)
+    assert owners(db) == shared
+    first.die(db)  # this time it alone
+    second.balance(db)
+    assert len(second.claims) == 4
+
+
+def test_newcomer_does_not_bury_who_may_be_late(db: sqlite3.Connection) -> None:
+    """It may have come when the lock was free again at last, before the others could renew."""
+    first = Worker.of(db)
+    first.balance(db)
+    first.die(db)
+    with transaction(db):
+        second = Worker(join(db, "billing", ["orders"], LEASE, "first"))
+    second.balance(db)
+    assert second.claims == {}
+    assert renew(db, first.member) is not None
 
 
 def test_lease_from_before_a_reboot_is_over(db: sqlite3.Connection) -> None:

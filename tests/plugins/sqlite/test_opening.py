@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from dispytch import ConnectError, EmitRejected, Event, EventBase, EventEmitter, EventListener
-from dispytch_sqlite import database
+from dispytch_sqlite import database, sharing
 from dispytch_sqlite.database import FileIdentity, open_database, open_reader
 from dispytch_sqlite.errors import FileChangedError
 from dispytch_sqlite.schema import APPLICATION_ID, VERSION
-from dispytch_sqlite.writer import Writer
 
 FORKS = "ignore:This process .* is multi-threaded:DeprecationWarning"  # as it says: on purpose
 
@@ -179,8 +178,8 @@ async def test_paths_to_one_file_share_its_writer(
         emitter(tmp_path / "events.db"),
         emitter(tmp_path / "link.db"),
     ):
-        assert len(Writer._shared) == 1
-    assert Writer._shared == {}
+        assert len(sharing.writers()) == 1
+    assert sharing.writers() == []
 
 
 # What is refused
@@ -350,7 +349,7 @@ async def test_giving_up_on_a_locked_file_leaves_nothing_open(
     async with asyncio.timeout(5):
         while not is_closed():  # noqa: ASYNC110 - closing tells nobody
             await asyncio.sleep(0.005)
-    assert Writer._shared == {}
+    assert sharing.writers() == []
 
 
 # Network file systems

@@ -26,10 +26,9 @@ from dispytch import (
 )
 from dispytch.listener import session
 from dispytch.url import connect
-from dispytch_sqlite import SQLiteConnection, SQLiteProducer
+from dispytch_sqlite import SQLiteConnection, SQLiteProducer, sharing
 from dispytch_sqlite import producer as producing
 from dispytch_sqlite.retention import Retention
-from dispytch_sqlite.writer import Writer
 from plugins.sqlite.faults import can_mount, faulty, full_disk, held_up, small_disk
 
 DISKS = ["tmpfs", "limit"] if can_mount() else ["limit"]
@@ -106,7 +105,7 @@ async def given() -> None:
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """SQLite itself says that the file may not grow."""
-    (writer,) = Writer._shared.values()
+    (writer,) = sharing.writers()
     (pages,) = writer._db.execute("PRAGMA page_count").fetchone()
     writer._db.execute(f"PRAGMA max_page_count = {pages}")
     try:
@@ -219,7 +218,7 @@ async def test_what_is_done_while_the_disk_is_full_runs_once(
             assert handled == [1]
             full.close()
             if fault == "limit":
-                (writer,) = Writer._shared.values()
+                (writer,) = sharing.writers()
                 writer._db.heal()  # type: ignore[attr-defined]
             async with asyncio.timeout(5):
                 while not listener.health():  # noqa: ASYNC110 - health tells no event
@@ -263,7 +262,7 @@ async def test_a_disk_that_fails_before_the_commit_rejects(
     producer: SQLiteProducer, path: Path
 ) -> None:
     """What was written is taken back, and that is certain."""
-    (writer,) = Writer._shared.values()
+    (writer,) = sharing.writers()
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_WRITE, "SQLITE_IOERR"
     append = writer.log.append
@@ -423,7 +422,7 @@ async def test_the_writer_survives_a_mistake_in_what_it_does_beside(
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr(Retention, "next_step", fails)
-    (writer,) = Writer._shared.values()
+    (writer,) = sharing.writers()
     writer._next_sweep = 0
     with caplog.at_level(logging.WARNING, "dispytch"):
         await producer.send_message(out(1))

@@ -59,9 +59,7 @@ def demo(context: click.Context) -> None:
     try:
         plugins.get_backend("sqlite")
     except BackendNotFoundError as error:
-        raise BackendNotFoundError(
-            'the demo runs on SQLite, which is not installed: pip install "dispytch[sqlite,cli]"'
-        ) from error
+        raise BackendNotFoundError(f"the demo runs on SQLite: {error}") from error
     facts = Facts()
     screen = Screen(Console(highlight=False), facts, ORDERS)
     with TemporaryDirectory(prefix="dispytch-demo-") as directory:

@@ -85,11 +85,11 @@ class Batch(Generic[_T]):
         for index, event in enumerate(self._events):
             try:
                 out = await self._encode_one(event)
+                key = self._producer.ordering_key(out)
             except Exception as error:  # noqa: BLE001 - it is this event's outcome
                 self._results[index] = error
                 failed.add(self._key_of(event))
                 continue
-            key = self._producer.ordering_key(out)
             if key is not None and key in failed:
                 self._results[index] = held_back(key)
             else:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Generic, TypeAlias, TypeVar
 
 from dispytch_sqlite.errors import StoppedError, WriteError, is_locked
+from dispytch_sqlite.sharing import is_inherited
 from dispytch_sqlite.writer import Writer
 
 __all__ = ["Batches"]
@@ -44,7 +45,7 @@ class Batches(Generic[_T, _R]):
     @property
     def is_here(self) -> bool:
         """Whether it is of the running loop, and of this process."""
-        return self._loop is asyncio.get_running_loop() and not self._writer.is_inherited
+        return self._loop is asyncio.get_running_loop() and not is_inherited(self._writer)
 
     def put(self, items: Sequence[_T]) -> "asyncio.Future[Sequence[_R]]":
         """Write items, all or none; a future of a result each, or of a WriteError.

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, Field, SecretStr, field_validator
 
 from dispytch import Connection
+from dispytch.fields import CENTURY
 
 __all__ = ["SQLiteConnection"]
 
 _MIB = 1024 * 1024
-_HUNDRED_YEARS = 100 * 365 * 86_400
 
 
 def _no_login(value: object) -> None:
@@ -49,7 +49,7 @@ class SQLiteConnection(Connection):
         default="first",
         description="Where a group begins that is new, or new to a topic: first, with the first "
         "event there is; latest, with the next one; or a time (2026-01-31T12:00:00Z), with the "
-        "first event emitted then or later. Default: first.",
+        "first event stored then or later. Default: first.",
     )
     partitions: int = Field(
         default=32,
@@ -91,7 +91,7 @@ class SQLiteConnection(Connection):
     max_age: float | None = Field(
         default=None,
         gt=0,
-        le=_HUNDRED_YEARS,
+        le=CENTURY,
         description="Seconds after which events are deleted, handled or not. Dead letters are "
         "kept. Default: events are kept for ever.",
     )

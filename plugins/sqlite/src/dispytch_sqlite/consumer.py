@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 from dispytch import ConfigError, ConnectError, Consumer, Delivery, Subscription
@@ -16,6 +17,7 @@ from dispytch_sqlite.news import News
 from dispytch_sqlite.producer import SQLiteProducer
 from dispytch_sqlite.reading import Feed, canonical
 from dispytch_sqlite.settling import Settling
+from dispytch_sqlite.sharing import open_writer, release
 from dispytch_sqlite.writer import Writer
 
 __all__ = ["SQLiteConsumer"]
@@ -72,11 +74,11 @@ class SQLiteConsumer(Consumer):
         """
         if self._writer is not None:
             return
-        writer = await Writer.open(self._connection)
+        writer = await open_writer(self._connection)
         try:
-            self._db = await asyncio.to_thread(open_reader, self._connection.file)
+            self._db = await asyncio.to_thread(open_reader, writer.connection.file)
         except BaseException:
-            await asyncio.to_thread(writer.release)
+            await asyncio.to_thread(release, writer)
             raise
         self._writer = writer
         self._news = News(self._db, self._connection.poll_interval)
@@ -152,8 +154,12 @@ class SQLiteConsumer(Consumer):
             return due
         if self._appending.done():
             self._appending = writer.run(writer.log.append_due, appends=True)
-            self._appending.add_done_callback(asyncio.Future.exception)
+            self._appending.add_done_callback(self._appended)
         return now + _SOON
+
+    def _appended(self, appending: "asyncio.Future[bool]") -> None:
+        if appending.exception() is None and appending.result():
+            self._news.tell()  # there is more
 
     def _next_due(self) -> float | None:
         """When something comes by itself, on `time.time()`."""
@@ -179,7 +185,7 @@ class SQLiteConsumer(Consumer):
                 self._membership.close()
             self._settling.abandon()
             db.close()
-            await asyncio.to_thread(writer.release)
+            await asyncio.to_thread(release, writer)
 
     async def ping(self) -> None:
         """Ask whether the file can be written.
@@ -193,15 +199,23 @@ class SQLiteConsumer(Consumer):
         await writer.ping()
 
     async def backlog(self) -> int | None:
-        """How many events wait for this group, those under way included; counts them all."""
+        """How many events wait for this group, those under way included; counts them all.
+
+        Raises:
+            ConnectError: the file can't be read, or the consumer is not started.
+        """
         member = None if self._membership is None else self._membership.member
         if member is None:
             return None
-        return await asyncio.to_thread(self._count, member.group)
+        writer, _ = self._opened()
+        return await asyncio.to_thread(self._count, writer.connection.file, member.group)
 
-    def _count(self, group: str) -> int:
-        with contextlib.closing(open_reader(self._connection.file)) as db:
-            return sum(feed.waiting(db, group) for feed in self._feeds)
+    def _count(self, file: Path, group: str) -> int:
+        try:
+            with contextlib.closing(open_reader(file)) as db:
+                return sum(feed.waiting(db, group) for feed in self._feeds)
+        except sqlite3.Error as error:
+            raise as_connect_error(error, "can't count") from error
 
     def _opened(self) -> tuple[Writer, sqlite3.Connection]:
         if self._writer is None or self._db is None:

@@ -113,14 +113,14 @@ def open_reader(path: Path) -> sqlite3.Connection:
         ConnectError: it can't be opened.
     """
     with _explained(path):
-        db = _connect(path, 1)
+        db = _connect(path, 1, "rw")
         db.execute("PRAGMA temp_store = MEMORY")
         return db
 
 
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Write, all or nothing. It waits for others as the connection's `busy_timeout` says."""
+    """Write, all or nothing, if nobody else does."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -173,10 +173,14 @@ def _check_directory(path: Path) -> None:
         )
 
 
-def _connect(path: Path, timeout: float) -> sqlite3.Connection:
+def _connect(path: Path, timeout: float, mode: str = "rwc") -> sqlite3.Connection:
     # Each connection has one user at a time, which need not be the thread that opened it.
     return sqlite3.connect(
-        os.fspath(path.absolute()), timeout=timeout, isolation_level=None, check_same_thread=False
+        f"{path.absolute().as_uri()}?mode={mode}",
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
     )
 
 

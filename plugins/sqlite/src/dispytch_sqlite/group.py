@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
     "Balance",
@@ -36,12 +36,19 @@ Pairs: TypeAlias = Sequence[tuple[int, int]]
 Tenure: TypeAlias = tuple[int, int]
 """A cursor, and the epoch in which it is a member's: in another one it may be the same member's."""
 
-State: TypeAlias = tuple[int, int, int, int, int]
-"""Members, the newest of them, dead ones, free cursors, claims so far: shares change with it."""
-
 Begin: TypeAlias = Literal["first", "latest"] | int
 
 _AT_ONCE = 1_000  # marks of one statement: SQLite limits the number of its parameters
+
+
+class State(NamedTuple):
+    """What shares depend on: when it changes, they may."""
+
+    members: int
+    newest: int
+    dead: int
+    free: int
+    claims: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +126,17 @@ def join(
 ) -> Member:
     """Make a member, and the cursors of what nobody of its group has subscribed to before."""
     (partitions,) = db.execute("SELECT partitions FROM settings").fetchone()
-    position = _first_position(db, begin)
+    has_cursors = "SELECT 1 FROM cursors WHERE group_name = ? AND topic = ?"
+    fresh = [each for each in topics if db.execute(has_cursors, (group, each)).fetchone() is None]
+    position = _first_position(db, begin) if fresh else 0
     db.executemany(
-        "INSERT OR IGNORE INTO cursors (group_name, topic, partition, position) "
-        "VALUES (?, ?, ?, ?)",
-        [(group, topic, number, position) for topic in topics for number in range(partitions)],
+        "INSERT INTO cursors (group_name, topic, partition, position) VALUES (?, ?, ?, ?)",
+        [(group, topic, number, position) for topic in fresh for number in range(partitions)],
     )
+    now = time.monotonic()
     made = db.execute(
-        "INSERT INTO members (group_name, topics, lease, until) VALUES (?, ?, ?, ?)",
-        (group, json.dumps(topics), lease, time.monotonic() + lease),
+        "INSERT INTO members (group_name, topics, lease, until, since) VALUES (?, ?, ?, ?, ?)",
+        (group, json.dumps(topics), lease, now + lease, now),
     )
     return Member(made.lastrowid or 0, group, tuple(topics))
 
@@ -153,14 +162,15 @@ def state_of(db: sqlite3.Connection, group: str) -> State:
         "FROM members WHERE group_name = ?2",
         (now, group),
     ).fetchone()
-    members, newest, dead, free, claims = found
-    return members, newest, dead, free, claims
+    return State(*found)
 
 
 def renew(db: sqlite3.Connection, member: Member) -> State | None:
     """Renew a member's lease; None: the others took it for dead."""
     renewed = db.execute(
-        "UPDATE members SET until = ? + lease WHERE id = ?", (time.monotonic(), member.id)
+        "UPDATE members SET since = CASE WHEN until < ?1 THEN ?1 ELSE since END, "
+        "until = ?1 + lease WHERE id = ?2",
+        (time.monotonic(), member.id),
     ).rowcount
     return state_of(db, member.group) if renewed else None
 
@@ -169,7 +179,7 @@ def balance(db: sqlite3.Connection, member: Member) -> Balance | None:
     """Take what is free, as far as it is this member's share; None: it is dead to the others."""
     if renew(db, member) is None:
         return None
-    _bury_the_dead(db, member.group)
+    _bury_the_dead(db, member)
     claims: list[Claim] = []
     surplus: dict[str, int] = {}
     for topic in member.topics:
@@ -194,12 +204,16 @@ def balance(db: sqlite3.Connection, member: Member) -> Balance | None:
     return Balance(claims, surplus, state_of(db, member.group))
 
 
-def _bury_the_dead(db: sqlite3.Connection, group: str) -> None:
+def _bury_the_dead(db: sqlite3.Connection, member: Member) -> None:
+    """Free what the dead have, unless it may be the lock that kept them, as it kept us.
+
+    Whoever has been alive without a break for a third of a lease gave the others time to renew.
+    """
     # The clock begins anew when the machine does: a lease that lasts longer than it can is over.
     dead = db.execute(
         "DELETE FROM members WHERE group_name = ?2 AND (until < ?1 OR until > ?1 + lease) "
-        "RETURNING id",
-        (time.monotonic(), group),
+        "AND (SELECT since + lease / 3 <= ?1 FROM members WHERE id = ?3) RETURNING id",
+        (time.monotonic(), member.group, member.id),
     ).fetchall()
     db.executemany("UPDATE cursors SET owner = NULL, epoch = epoch + 1 WHERE owner = ?", dead)
 

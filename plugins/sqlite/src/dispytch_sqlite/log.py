@@ -17,6 +17,8 @@ __all__ = ["Entry", "Log", "now_ms", "read_headers", "written_headers"]
 _SIZES = (64, 16, 4, 1)
 """Rows of one INSERT: each statement gives up the interpreter's lock once, and waits to get it."""
 
+_MOST_DUE = 1_000  # events that were held back and are appended in one transaction
+
 _COLUMNS = "topic, partition, at_ms, expires_ms, key, headers, payload"
 _INSERTS = {
     size: f"INSERT INTO events ({_COLUMNS}) VALUES {', '.join(['(?, ?, ?, ?, ?, ?, ?)'] * size)}"
@@ -85,23 +87,24 @@ class Log:
                 place["seq"] = next(following)
         return places
 
-    def append_due(self, db: sqlite3.Connection) -> int:
-        """Append what was held back and is due by now; how many."""
+    def append_due(self, db: sqlite3.Connection) -> bool:
+        """Append what was held back and is due by now, some of it; whether there is more."""
+        due = f"SELECT id FROM delayed WHERE due_ms <= ?1 ORDER BY due_ms, id LIMIT {_MOST_DUE}"
         now = now_ms()
         appended = db.execute(
             f"INSERT INTO events ({_COLUMNS}) "
             "SELECT topic, partition, ?1, expires_ms, key, headers, payload "
-            "FROM delayed WHERE due_ms <= ?1 ORDER BY due_ms, id",
+            f"FROM delayed WHERE id IN ({due}) ORDER BY due_ms, id",
             (now,),
         ).rowcount
-        db.execute("DELETE FROM delayed WHERE due_ms <= ?", (now,))
-        return appended
+        db.execute(f"DELETE FROM delayed WHERE id IN ({due})", (now,))
+        return appended == _MOST_DUE
 
     def _topic(self, db: sqlite3.Connection, name: str) -> int:
         known = self._topics.get(name)
         if known is not None:
             return known
-        is_dead = name.rpartition(".")[2] == DEAD_LETTER
+        is_dead = name.endswith(f".{DEAD_LETTER}")
         db.execute("INSERT OR IGNORE INTO topics (name, is_dead) VALUES (?, ?)", (name, is_dead))
         (number,) = db.execute("SELECT id FROM topics WHERE name = ?", (name,)).fetchone()
         self._topics[name] = number

@@ -150,6 +150,8 @@ class Membership:
             if share.told != share.position:
                 share.told = share.position
                 self._settling.touch(share)
+        if told.dead:  # it was too early to bury them
+            self._state = None
         self._changed(told)
 
     def _changed(self, state: State) -> None:

@@ -13,6 +13,7 @@ from dispytch_sqlite.config import SQLiteEventConfig
 from dispytch_sqlite.connection import SQLiteConnection
 from dispytch_sqlite.errors import BACKEND, WriteError, as_emit_error
 from dispytch_sqlite.log import Entry, written_headers
+from dispytch_sqlite.sharing import open_writer, release
 from dispytch_sqlite.writer import Writer
 
 __all__ = ["SQLiteProducer"]
@@ -60,7 +61,7 @@ class SQLiteProducer(Producer):
         if self._batches is not None and not self._batches.is_here:
             await self._close()  # its loop has died, or it is the one of a process that was forked
         if self._writer is None:
-            writer = await Writer.open(self._connection)
+            writer = await open_writer(self._connection)
             self._writer, self._batches = writer, Batches(writer, writer.log.append)
 
     async def stop(self) -> None:
@@ -80,7 +81,7 @@ class SQLiteProducer(Producer):
     async def _close(self) -> None:
         writer, self._writer, self._batches = self._writer, None, None
         if writer is not None:
-            await asyncio.to_thread(writer.release)
+            await asyncio.to_thread(release, writer)
 
     async def flush(self) -> None:
         """Wait until everything that was given has an outcome."""
@@ -155,15 +156,17 @@ class SQLiteProducer(Producer):
         entries: dict[int, Entry] = {}
         now = asyncio.get_running_loop().time()
         for index, out in enumerate(part):
-            key = effective_key(out)
-            if key is not None and key in failed:
-                outcomes[index] = held_back(key)
-                continue
+            key: Hashable | None = out.key
             try:
+                entry = _entry(out)
+                key = entry.key
+                if key is not None and key in failed:
+                    outcomes[index] = held_back(key)
+                    continue
+                self._check_size(out)
                 if now >= out.deadline:
                     raise too_late()
-                self._check_size(out)
-                entries[index] = _entry(out)
+                entries[index] = entry
             except EmitRejected as error:
                 outcomes[index] = error
                 failed.add(key)

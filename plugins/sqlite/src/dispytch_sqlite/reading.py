@@ -63,6 +63,7 @@ class Feed:
         self._wanted = f"temp.{name}"
         db.execute(f"CREATE TEMP TABLE {name} (id INTEGER PRIMARY KEY)")
         self._topics: dict[int, str] = {}
+        self._retries_to = 0  # those that were due by then have been looked at
         self._looked_to = 0  # topics up to this number have been looked at
 
     def take(self, taken: list[Delivery], limit: int) -> bool:
@@ -96,12 +97,12 @@ class Feed:
 
     def take_retries(self, taken: list[Delivery], limit: int) -> None:
         """Add what was given back to come again later and is due, up to `limit` in all."""
+        now = self._retries_to = now_ms()
         if self._db.execute("SELECT 1 FROM retries LIMIT 1").fetchone() is None:
             return  # the most frequent answer, for a tenth of the time
         by_cursor = self._by_cursor()
         self._learn_topics()
         busy = sum(len(share.held) + len(share.ending) for share in by_cursor.values())
-        now = now_ms()
         rows = self._db.execute(
             "SELECT cursor, retries.seq, attempt, retries.headers, topic, key, payload "
             f"FROM retries LEFT JOIN events ON events.seq = retries.seq AND {_ALIVE} "
@@ -123,16 +124,12 @@ class Feed:
         rows.close()
 
     def next_retry(self) -> int | None:
-        """When the next one is due that is not under way, milliseconds since 1970 UTC."""
-        by_cursor = self._by_cursor()
-        rows = self._db.execute(
-            f"SELECT cursor, seq, visible_ms FROM retries WHERE cursor IN ({_listed(by_cursor)}) "
-            "ORDER BY visible_ms"
-        )
-        due = next(
-            (at for cursor, seq, at in rows if not by_cursor[cursor].is_busy_with(seq)), None
-        )
-        rows.close()
+        """When one is due after those that were looked at, milliseconds since 1970 UTC."""
+        due: int | None = self._db.execute(
+            "SELECT min(due) FROM (SELECT (SELECT min(visible_ms) FROM retries "
+            "WHERE cursor = ours.value AND visible_ms > ?) AS due FROM json_each(?) AS ours)",
+            (self._retries_to, json.dumps(list(self._by_cursor()))),
+        ).fetchone()[0]
         return due
 
     def waiting(self, db: sqlite3.Connection, group: str) -> int:

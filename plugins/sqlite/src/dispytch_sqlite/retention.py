@@ -28,7 +28,7 @@ _LOOKS = 10  # times that is done, before others get a turn
 _INCREMENTAL = 2  # as `PRAGMA auto_vacuum` tells it
 _FREE_PAGES = 1_000  # unused pages above which the file is made smaller
 
-_ALIVE = "topic NOT IN (SELECT id FROM topics WHERE is_dead)"
+_NO_DEAD_LETTER = "topic NOT IN (SELECT id FROM topics WHERE is_dead)"
 
 
 class Retention:
@@ -41,6 +41,7 @@ class Retention:
     def __init__(self, connection: SQLiteConnection) -> None:
         self._max_age, self._max_bytes = connection.max_age, connection.max_bytes
         self._delete_handled = connection.delete_handled
+        self._looked = 0  # up to here nothing was handled by all when it was last looked at
         self._passed = 0  # up to here are only events of topics without a group,
         self._newest: int | None = None  # while this is the newest cursor
         self._unhandled: Counter[str] = Counter()  # events deleted since the last report, by why
@@ -62,17 +63,17 @@ class Retention:
     @staticmethod
     def _expired(db: sqlite3.Connection) -> Step | None:
         now = now_ms()
-        some = "SELECT seq FROM events WHERE expires_ms <= ? LIMIT ?"
-        if db.execute(some, (now, 1)).fetchone() is None:
-            return None
-        delete = f"DELETE FROM events WHERE seq IN ({some})"
-        return lambda db: db.execute(delete, (now, _AT_ONCE))
+        for table, column in (("events", "seq"), ("delayed", "id")):  # due or not: it is too late
+            some = f"SELECT {column} FROM {table} WHERE expires_ms <= ? LIMIT ?"
+            if db.execute(some, (now, 1)).fetchone() is not None:
+                return _expiry(f"DELETE FROM {table} WHERE {column} IN ({some})", now)
+        return None
 
     def _too_old(self, db: sqlite3.Connection) -> Step | None:
         if self._max_age is None:
             return None
         latest = now_ms() - int(self._max_age * 1000)
-        return self._oldest(db, "at_ms <= ?", latest, "older than max_age")
+        return self._oldest(db, "older than max_age", latest)
 
     def _too_many(self, db: sqlite3.Connection) -> Step | None:
         if self._max_bytes is None:
@@ -84,19 +85,26 @@ class Retention:
         excess = (pages - free) * size - self._max_bytes
         if excess <= 0:
             return None
-        return self._oldest(db, "?", 1, "the file is larger than max_bytes", excess)
+        return self._oldest(db, "the file is larger than max_bytes", size=excess)
 
     def _oldest(
-        self, db: sqlite3.Connection, condition: str, value: int, why: str, size: int | None = None
+        self,
+        db: sqlite3.Connection,
+        why: str,
+        latest: int | None = None,
+        size: int | None = None,
     ) -> Step | None:
         """Delete the oldest events but dead letters, handled or not; only so many bytes of them."""
-        first = db.execute(f"SELECT seq FROM events WHERE {_ALIVE} ORDER BY seq LIMIT 1").fetchone()
+        first = db.execute(
+            f"SELECT seq FROM events WHERE {_NO_DEAD_LETTER} ORDER BY seq LIMIT 1"
+        ).fetchone()
         if first is None:
             return None
         rows: list[_Row] = db.execute(
             "SELECT seq, topic, partition, length(payload) FROM events "
-            f"WHERE seq BETWEEN ? AND ? AND {condition} AND {_ALIVE} ORDER BY seq LIMIT ?",
-            (first[0], first[0] + _SCANNED, value, _AT_ONCE),
+            f"WHERE seq BETWEEN ?1 AND ?2 AND (?3 IS NULL OR at_ms <= ?3) AND {_NO_DEAD_LETTER} "
+            "ORDER BY seq LIMIT ?4",
+            (first[0], first[0] + _SCANNED, latest, _AT_ONCE),
         ).fetchall()
         if not rows:
             return None
@@ -105,8 +113,13 @@ class Retention:
             rows = rows[: 1 + sum(each < size for each in sums)]
         done = _done(db)
         unhandled = sum(seq > done.get((topic, part), seq) for seq, topic, part, _ in rows)
-        self._unhandled[why] += unhandled
-        return _deletion([row[0] for row in rows])
+        delete = _deletion([row[0] for row in rows])
+
+        def step(db: sqlite3.Connection) -> None:
+            if delete(db):  # another process may have been quicker
+                self._unhandled[why] += unhandled
+
+        return step
 
     def _handled(self, db: sqlite3.Connection) -> Step | None:
         """Delete what all groups of its topic have handled."""
@@ -114,19 +127,23 @@ class Retention:
             return None
         (newest,) = db.execute("SELECT max(id) FROM cursors").fetchone()
         if newest != self._newest:
-            self._newest, self._passed = newest, 0
+            self._newest, self._passed, self._looked = newest, 0, 0
         done = _done(db)
         for _ in range(_LOOKS):
             rows = db.execute(
                 "SELECT seq, topic, partition FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-                (self._passed, _SCANNED),
+                (self._looked, _SCANNED),
             ).fetchall()
             handled = [seq for seq, topic, part in rows if seq <= done.get((topic, part), -1)]
             if handled:
                 return _deletion(handled[:_AT_ONCE])
-            if not rows or any(seq > done.get((topic, part), seq) for seq, topic, part in rows):
+            if not rows:  # the end: next time from where something may have been handled since
+                self._looked = self._passed
                 return None
-            self._passed = rows[-1][0]
+            is_nobody_s = not any((topic, part) in done for _, topic, part in rows)
+            if is_nobody_s and self._passed == self._looked:
+                self._passed = rows[-1][0]
+            self._looked = rows[-1][0]
         return None
 
     @staticmethod
@@ -145,10 +162,14 @@ def _shrink(db: sqlite3.Connection) -> None:
         db.execute("PRAGMA incremental_vacuum(1)").fetchall()
 
 
+def _expiry(delete: str, now: int) -> Step:
+    return lambda db: db.execute(delete, (now, _AT_ONCE))
+
+
 def _deletion(numbers: list[int]) -> Step:
     told = json.dumps(numbers)
     delete = "DELETE FROM events WHERE seq IN (SELECT value FROM json_each(?))"
-    return lambda db: db.execute(delete, (told,))
+    return lambda db: db.execute(delete, (told,)).rowcount
 
 
 def _done(db: sqlite3.Connection) -> Mapping[tuple[int, int], int]:

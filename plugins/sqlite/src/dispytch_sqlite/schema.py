@@ -39,11 +39,12 @@ CREATE TABLE delayed (
     payload BLOB NOT NULL
 );
 CREATE INDEX delayed_due ON delayed (due_ms);
+CREATE INDEX delayed_expiring ON delayed (expires_ms) WHERE expires_ms IS NOT NULL;
 
 -- How far a group is, for each topic or pattern and each partition: all up to `position` is done,
 -- but for what is in `open`. Its owner alone may move it, and only while it has the same epoch.
 CREATE TABLE cursors (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     group_name TEXT NOT NULL,
     topic TEXT NOT NULL,
     partition INTEGER NOT NULL,
@@ -60,7 +61,8 @@ CREATE TABLE members (
     group_name TEXT NOT NULL,
     topics TEXT NOT NULL,       -- JSON
     lease REAL NOT NULL,        -- seconds
-    until REAL NOT NULL         -- on the machine's monotonic clock
+    until REAL NOT NULL,        -- on the machine's monotonic clock
+    since REAL NOT NULL         -- the same: when it joined, or renewed its lease too late
 );
 
 -- What was given back to come again later.

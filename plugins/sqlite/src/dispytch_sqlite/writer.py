@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import random
 import sqlite3
@@ -12,11 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from dispytch import ConnectError
 from dispytch_sqlite.connection import SQLiteConnection
-from dispytch_sqlite.database import FileIdentity, open_database, refused, resolved
+from dispytch_sqlite.database import FileIdentity, open_database
 from dispytch_sqlite.errors import (
     BACKEND,
     FileChangedError,
@@ -45,11 +45,6 @@ _CONTENDED = 0.5  # seconds after an attempt in vain during which others get tur
 _LONGEST_TURN = 0.005  # seconds left to others
 _PING = 3.0  # seconds that a sign of life may take
 
-_FORKED = (
-    "this process was forked while the file was open, and SQLite would lose what it writes; start "
-    "processes before the file is opened, or spawn them: multiprocessing.get_context('spawn')"
-)
-
 
 @dataclass(slots=True, eq=False)
 class _Job:
@@ -70,17 +65,19 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Chore:
-    """Something to be written again and again."""
+    """Something to be written again and again, as long as its event loop is there."""
 
     job: _Job
+    loop: asyncio.AbstractEventLoop
     every: float
     due: float = field(default_factory=time.monotonic)
 
 
 class Writer:
-    """Writes to a file; all producers and consumers of a process that have one URL share one.
+    """Writes to a file. What comes while it writes is written together, in the next commit.
 
-    What comes while it writes is written together, in the next commit. Made by `shared`.
+    Args:
+        connection: of the URL; its path is absolute, without links.
 
     Attributes:
         connection: of the URL.
@@ -88,20 +85,15 @@ class Writer:
         lost: set once the file is found to be gone: nothing more can be written or read.
     """
 
-    _shared: ClassVar[dict[SQLiteConnection, "Writer"]] = {}
-    _inherited: ClassVar[list["Writer"]] = []  # of the process that this one was forked from
-    _opening: ClassVar[threading.Lock] = threading.Lock()
-
     def __init__(self, connection: SQLiteConnection) -> None:
-        self.connection = connection  # its path is absolute, without links
+        self.connection = connection
         self._db = open_database(connection.file, connection.partitions)
         self._file = FileIdentity(connection.file)
         self.log = Log(self._db.execute("SELECT partitions FROM settings").fetchone()[0])
         self._retention = Retention(connection)
-        self._users = 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._chores: list[_Chore] = []
-        self._readers: set[Callable[[], None]] = set()
+        self._readers: set[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = set()
         self._is_closing = False
         self.lost: FileChangedError | None = None
         self._synchronous = ""
@@ -110,59 +102,22 @@ class Writer:
         self._thread = threading.Thread(target=self._work, name="dispytch-sqlite", daemon=True)
         self._thread.start()
 
-    @classmethod
-    def shared(cls, connection: SQLiteConnection) -> "Writer":
-        """The writer for a URL's connection; blocks until the file is open.
-
-        Raises:
-            ConnectError: it can't be opened, or can't work.
-        """
-        file = resolved(connection.file)
-        absolute = connection.model_copy(update={"path": f"/{file}"})
-        with cls._opening:
-            if any(other._file.is_at(file) for other in cls._inherited):
-                raise refused(file, _FORKED)
-            writer = cls._shared.get(absolute)
-            if writer is None:
-                writer = cls._shared[absolute] = cls(absolute)
-            try:
-                writer._file.check()
-            except FileChangedError as error:
-                raise as_connect_error(error, f"can't open {connection.file}") from error
-            writer._users += 1
-            return writer
-
-    @classmethod
-    async def open(cls, connection: SQLiteConnection) -> "Writer":
-        """`shared`, without blocking; cancelled, it leaves nothing open.
-
-        Raises:
-            ConnectError: as `shared`.
-        """
-        opening = asyncio.get_running_loop().run_in_executor(None, cls.shared, connection)
+    def check(self) -> None:
+        """Raises ConnectError: the file is not there any more."""
         try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close)
-            raise
+            self._file.check()
+        except FileChangedError as error:
+            raise as_connect_error(error, f"can't open {self.connection.file}") from error
 
-    def release(self) -> None:
-        """One user less; with the last one what is left is written, and the file closed. Blocks."""
-        if self.is_inherited:
-            return
-        with self._opening:
-            self._users -= 1
-            if self._users:
-                return
-            del self._shared[self.connection]
-            self._is_closing = True
-            self._jobs.put(None)
-            self._thread.join()
+    def is_at(self, file: Path) -> bool:
+        """Whether what it has opened is the file at this path."""
+        return self._file.is_at(file)
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether it is of the process that this one was forked from: it can't write here."""
-        return self in self._inherited
+    def close(self) -> None:
+        """Write what is left, and close the file. Blocks."""
+        self._is_closing = True
+        self._jobs.put(None)
+        self._thread.join()
 
     # In the event loop
 
@@ -196,8 +151,8 @@ class Writer:
             call: writes it.
             tell: told, in the running loop, what `call` returned, or the WriteError.
         """
-        told = partial(_in_loop, asyncio.get_running_loop(), tell)
-        chore = _Chore(_Job(call, told), seconds)
+        loop = asyncio.get_running_loop()
+        chore = _Chore(_Job(call, partial(_in_loop, loop, tell)), loop, seconds)
         self._chores.append(chore)
         self._jobs.put(None)
         return partial(self._end, chore)
@@ -208,10 +163,9 @@ class Writer:
 
     def tell_news(self, reader: Callable[[], None]) -> Callable[[], None]:
         """Call back, in the running loop, when events were appended here, or the file is lost."""
-        told = partial(_in_loop, asyncio.get_running_loop(), lambda _: reader())
-        told_nothing = partial(told, None)
-        self._readers.add(told_nothing)
-        return partial(self._readers.discard, told_nothing)
+        told = (asyncio.get_running_loop(), reader)
+        self._readers.add(told)
+        return partial(self._readers.discard, told)
 
     async def ping(self) -> None:
         """Wait until something could be written.
@@ -256,7 +210,9 @@ class Writer:
                 job = self._jobs.get_nowait()
         now = time.monotonic()
         for chore in tuple(self._chores):
-            if chore.due <= now:
+            if chore.loop.is_closed():
+                self._end(chore)
+            elif chore.due <= now:
                 chore.due, chore.job.since = now + chore.every, now
                 lot.append(chore.job)
         return lot
@@ -292,8 +248,13 @@ class Writer:
             self._tell_readers()
 
     def _tell_readers(self) -> None:
-        for tell in tuple(self._readers):
-            tell()
+        for told in tuple(self._readers):
+            loop, reader = told
+            if loop.is_closed():
+                self._readers.discard(told)
+            else:
+                with contextlib.suppress(RuntimeError):  # it is closed at this moment
+                    loop.call_soon_threadsafe(reader)
 
     def _begin(self, must_sync: bool, since: float) -> None:  # noqa: FBT001
         """Begin to write, when it is our turn.
@@ -306,12 +267,7 @@ class Writer:
             sqlite3.Error: others hold the lock for too long, or it can't be written.
             FileChangedError: the file is not there any more.
         """
-        try:
-            self._file.check()
-        except FileChangedError as error:
-            self.lost = error
-            self._tell_readers()
-            raise
+        self._check_file()
         # An acknowledgement that a power cut takes back makes an event come again: allowed, and
         # much cheaper. Whatever is before the next event in the file goes to the disk with it.
         wanted = "FULL" if must_sync and self.connection.synchronous == "full" else "NORMAL"
@@ -334,6 +290,15 @@ class Writer:
             else:
                 return
 
+    def _check_file(self) -> None:
+        """Raises FileChangedError: it is not there any more; readers are told."""
+        try:
+            self._file.check()
+        except FileChangedError as error:
+            self.lost = error
+            self._tell_readers()
+            raise
+
     def _leave_a_turn(self, took: float) -> None:
         """SQLite's lock has no queue: who has it, and wants it again at once, starves others."""
         now = time.monotonic()
@@ -345,6 +310,7 @@ class Writer:
         end = time.monotonic() + _SWEEP
         self._next_sweep = end + _SWEEP_EVERY
         try:
+            self._check_file()
             while not self._is_closing and (step := self._retention.next_step(self._db)):
                 self._begin(must_sync=False, since=time.monotonic())
                 try:
@@ -354,14 +320,18 @@ class Writer:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
                     raise
-                if time.monotonic() >= end and not self._jobs.empty():
+                if time.monotonic() >= end and self._has_work():
                     self._next_sweep = end
                     break
+            self._retention.report()
         except Exception as error:  # noqa: BLE001 - without this thread nothing is written
-            logger.warning(
-                "sqlite: nothing could be deleted: %s", WriteError(error, committing=False)
-            )
-        self._retention.report()
+            told = WriteError(error, committing=False)
+            with contextlib.suppress(Exception):  # a logger's filter may raise anything
+                logger.warning("sqlite: nothing could be deleted: %s", told)
+
+    def _has_work(self) -> bool:
+        now = time.monotonic()
+        return not self._jobs.empty() or any(chore.due <= now for chore in tuple(self._chores))
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], told: Any) -> None:
@@ -376,24 +346,3 @@ def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _close(opening: "asyncio.Future[Writer]") -> None:
-    if opening.exception() is None:
-        opening.result().release()
-
-
-def _forked() -> None:
-    # Threads stay behind. What SQLite knows of the file is the parent's: a connection made here
-    # would believe that it has the parent's locks, and lose its log when the parent closes.
-    Writer._inherited += Writer._shared.values()
-    Writer._shared.clear()
-    Writer._opening.release()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(
-        before=Writer._opening.acquire,
-        after_in_parent=Writer._opening.release,
-        after_in_child=_forked,
-    )
