@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from dispytch import ConfigError, SettleError, Subscription
-from dispytch_sqlite import SQLiteConsumer
+from dispytch.url import connect
+from dispytch_sqlite import SQLiteConnection, SQLiteConsumer
 from dispytch_sqlite import consumer as consumer_module
+from dispytch_sqlite import log as log_module
 from dispytch_sqlite.delivery import Share, SQLiteDelivery
 from dispytch_sqlite.errors import WriteError
 from dispytch_sqlite.group import Member
@@ -313,6 +315,32 @@ async def test_delayed_events_join_the_log_once_and_in_order(file: File) -> None
         await asyncio.gather(*(nothing_more(each) for each in (first, second, third)))
     assert file.rows("SELECT count(*) FROM delayed") == [(0,)]
     assert file.rows("SELECT count(*) FROM events") == [(4,)]
+
+
+async def test_many_delayed_events_join_the_log_part_by_part(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are due at once, others can write in between, and none waits for the next."""
+    monkeypatch.setattr(log_module, "_MOST_DUE", 3)
+    await file.emit("orders", *numbered(10), key="one", delay=0.05)
+    async with file.subscribed("orders") as consumer:
+        assert payloads(await take(consumer, 10)) == numbered(10)
+
+
+async def test_backlog_is_of_the_file_that_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path means what it did at the start, and counting makes no file."""
+    monkeypatch.chdir(tmp_path)
+    consumer = SQLiteConsumer(connect("sqlite:///events.db", SQLiteConnection))
+    await consumer.start()
+    await consumer.subscribe([Subscription("orders", "g")])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert await consumer.backlog() == 0
+    await consumer.stop()
+    assert list(elsewhere.iterdir()) == []
 
 
 async def test_delayed_event_is_appended_though_there_is_always_more(file: File) -> None:

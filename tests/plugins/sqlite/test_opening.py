@@ -13,8 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from dispytch import ConnectError, EmitRejected, Event, EventBase, EventEmitter, EventListener
-from dispytch_sqlite import database, sharing
+from dispytch import (
+    ConnectError,
+    EmitRejected,
+    Event,
+    EventBase,
+    EventEmitter,
+    EventListener,
+    Subscription,
+)
+from dispytch.url import connect
+from dispytch_sqlite import SQLiteConnection, SQLiteConsumer, database, sharing
+from dispytch_sqlite import writer as writer_module
 from dispytch_sqlite.database import FileIdentity, open_database, open_reader
 from dispytch_sqlite.errors import FileChangedError
 from dispytch_sqlite.schema import APPLICATION_ID, VERSION
@@ -451,6 +461,46 @@ async def test_a_listener_whose_file_went_away_ends(tmp_path: Path) -> None:
         async with asyncio.timeout(5):
             await listener.run()
     assert not caught.value.retriable
+
+
+async def test_a_consumer_without_a_group_notices_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It renews nothing and writes nothing: the writer looks by itself."""
+    monkeypatch.setattr(writer_module, "_SWEEP_EVERY", 0.02)
+    path = tmp_path / "events.db"
+    consumer = SQLiteConsumer(connect(f"sqlite:///{path}", SQLiteConnection))
+    await consumer.start()
+    await consumer.subscribe([Subscription("notes")])
+    path.unlink()
+    with pytest.raises(ConnectError, match="removed or replaced"):
+        async with asyncio.timeout(5):
+            await consumer.receive(1)
+    await consumer.stop()
+
+
+async def test_a_file_that_went_away_is_not_opened_with_other_options(tmp_path: Path) -> None:
+    """One part of a process would emit to what another part never reads."""
+    path = tmp_path / "events.db"
+    async with emitter(path):
+        path.unlink()
+        with pytest.raises(ConnectError, match="removed or replaced"):
+            await emitter(path, "lease=9").start()
+
+
+async def test_a_locked_file_keeps_no_other_from_being_opened(tmp_path: Path) -> None:
+    """Opening waits for the lock of its own file only."""
+    locked, free = tmp_path / "locked.db", tmp_path / "free.db"
+    opened(locked)
+    with contextlib.closing(sqlite3.connect(locked, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(emitter(locked).start())
+        async with emitter(free):
+            assert not waiting.done()
+        db.execute("ROLLBACK")
+        await waiting
+    for writer in sharing.writers():
+        await asyncio.to_thread(sharing.release, writer)
 
 
 def test_a_file_that_comes_back_is_the_same(tmp_path: Path) -> None:

@@ -311,3 +311,29 @@ def test_a_loop_that_died_leaves_the_file_to_the_next(path: Path) -> None:
     asyncio.run(begin())
     asyncio.run(again())
     assert len(fetched(path)) == 3
+
+
+async def test_a_bad_key_of_a_batch_fails_alone(path: Path) -> None:
+    """What can't be written is refused by itself, and says why."""
+    producer = SQLiteProducer(connect(f"sqlite:///{path}", SQLiteConnection))
+    await producer.start()
+    good, bad, other = await producer.send_messages([out(), out(key="\ud800"), out(key="b")])
+    await producer.stop()
+    assert isinstance(bad, EmitRejected)
+    assert "UTF-8" in str(bad)
+    assert not isinstance(good, BaseException)
+    assert not isinstance(other, BaseException)
+    assert len(fetched(path)) == 2
+
+
+async def test_a_dead_letter_may_be_larger_than_events(path: Path) -> None:
+    """Who emitted it may have had another limit, and it must not be lost for that."""
+    connection = connect(f"sqlite:///{path}?max_event_bytes=1024", SQLiteConnection)
+    producer = SQLiteProducer(connection)
+    await producer.start()
+    large = out("counts.dlq", bytes(2000))
+    with pytest.raises(EmitRejected, match="max_event_bytes"):
+        await producer.send_message(large)
+    await producer.send_dead_letter(large)
+    await producer.stop()
+    assert len(fetched(path)) == 1

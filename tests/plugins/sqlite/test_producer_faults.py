@@ -429,3 +429,20 @@ async def test_the_writer_survives_a_mistake_in_what_it_does_beside(
         await producer.send_message(out(2))
     assert "nothing could be deleted" in caplog.text
     assert payloads(path) == [1, 2]
+
+
+async def test_the_writer_survives_a_filter_of_the_log_that_raises(
+    producer: SQLiteProducer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is logged in its thread can't end it."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a mistake of the user's")
+
+    monkeypatch.setattr(Retention, "next_step", fails)
+    monkeypatch.setattr(logging.getLogger("dispytch"), "warning", fails)
+    (writer,) = sharing.writers()
+    writer._next_sweep = 0
+    await producer.send_message(out(1))
+    await producer.send_message(out(2))
+    assert payloads(path) == [1, 2]

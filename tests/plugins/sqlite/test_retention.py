@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dispytch_sqlite import retention as retention_module
 from dispytch_sqlite import writer as writer_module
 from dispytch_sqlite.database import open_database, transaction
 from dispytch_sqlite.log import Entry, Log, now_ms
@@ -115,6 +116,58 @@ def test_deleted_unhandled_events_are_told_of(
     (told,) = caplog.messages
     assert "9 events" in told
     assert "max_age" in told
+
+
+def test_what_another_process_deleted_first_is_not_told_of(
+    db: sqlite3.Connection, file: File, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is reported was deleted by who reports it."""
+    append(db, "orders", *numbered(10), ages=2 * HOUR)
+    cursor(db, "orders", 0)
+    retention = Retention(file.connection(max_age=3600))
+    step = retention.next_step(db)
+    assert step is not None
+    sweep(db, file, max_age=3600)
+    caplog.clear()
+    step(db)
+    retention.report()
+    assert caplog.messages == []
+
+
+def test_delayed_events_expire_though_nobody_listens(db: sqlite3.Connection, file: File) -> None:
+    """Only listeners append what is due; what is too late by then goes without them."""
+    log, now = Log(PARTITIONS), now_ms()
+    with transaction(db):
+        for expires_ms in (now - 1, now + HOUR):
+            log.append(db, [Entry("orders", None, None, b"", expires_ms, now + HOUR // 2)])
+    sweep(db, file)
+    assert db.execute("SELECT expires_ms FROM delayed").fetchall() == [(now + HOUR,)]
+
+
+def test_what_waits_for_one_group_does_not_keep_what_is_handled(
+    db: sqlite3.Connection, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`delete_handled`: a topic that nobody handles any more holds no other topic up."""
+    monkeypatch.setattr(retention_module, "_SCANNED", 10)
+    waiting = append(db, "left", *numbered(25))
+    cursor(db, "left", 0, group="gone")
+    append(db, "orders", *numbered(25))
+    cursor(db, "orders", 40)
+    sweep(db, file, delete_handled=True)
+    assert left(db) == [*waiting, *range(41, 51)]
+
+
+def test_what_is_handled_later_is_deleted_then(db: sqlite3.Connection, file: File) -> None:
+    """What was passed over, as it waited, is looked at again."""
+    append(db, "orders", *numbered(10))
+    cursor(db, "orders", 4)
+    retention = Retention(file.connection(delete_handled=True))
+    sweep_with(db, retention)
+    assert left(db) == [5, 6, 7, 8, 9, 10]
+    cursor(db, "orders", 10)
+    sweep_with(db, retention)
+    sweep_with(db, retention)
+    assert left(db) == []
 
 
 def test_file_above_its_size_loses_its_oldest(db: sqlite3.Connection, file: File) -> None:

@@ -18,9 +18,10 @@ from dispytch import (
     EventEmitter,
     EventListener,
     SettleError,
+    Subscription,
     TopicSegment,
 )
-from dispytch_sqlite import SQLiteConsumer
+from dispytch_sqlite import SQLiteConsumer, sharing
 from dispytch_sqlite.delivery import SQLiteDelivery
 from plugins.sqlite.receiving import File, ack_all, nothing_more, numbered, payloads, take
 
@@ -161,6 +162,25 @@ def quietest(came: list[Delivery]) -> list[Delivery]:
         assert isinstance(each, SQLiteDelivery)
         by_share[each.share].append(each)
     return min(by_share.values(), key=len)
+
+
+async def test_closed_loop_gives_its_partitions_up(file: File) -> None:
+    """A consumer whose event loop was closed without stopping it is dead to its group."""
+
+    def leave_behind() -> SQLiteConsumer:
+        consumer = SQLiteConsumer(file.connection(1, lease=0.5))
+        with asyncio.Runner() as runner:
+            runner.run(consumer.start())
+            runner.run(consumer.subscribe([Subscription("orders", "g")]))
+        return consumer
+
+    left = await asyncio.to_thread(leave_behind)
+    writer, db = left._opened()
+    async with file.subscribed("orders", lease=0.5), asyncio.timeout(5):
+        while len(file.rows("SELECT id FROM members")) > 1:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+    db.close()
+    await asyncio.to_thread(sharing.release, writer)
 
 
 async def test_what_runs_is_finished_where_it_began(tmp_path: Path) -> None:
