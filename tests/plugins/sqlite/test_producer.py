@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -337,3 +339,54 @@ async def test_a_dead_letter_may_be_larger_than_events(path: Path) -> None:
     await producer.send_dead_letter(large)
     await producer.stop()
     assert len(fetched(path)) == 1
+
+
+_EMIT = """
+import asyncio, sys, time
+from dispytch import EventBase, EventEmitter
+
+class Counted(EventBase):
+    __topic__ = "counts"
+    __event_type__ = "counted"
+
+async def emit(url):
+    async with EventEmitter.from_url(url) as emitter:
+        await emitter.emit(Counted())
+        print("ready", flush=True)
+        sys.stdin.readline()
+        count, end = 0, time.monotonic() + 1.5
+        while time.monotonic() < end:
+            await asyncio.gather(*(emitter.emit(Counted()) for _ in range(4)))
+            count += 4
+    print(count)
+
+asyncio.run(emit(sys.argv[1]))
+"""
+
+
+def test_no_process_starves_beside_others(path: Path) -> None:
+    """SQLite's lock has no queue; each of three processes that want it all the time gets turns."""
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", _EMIT, f"sqlite:///{path}?lock_timeout=30"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                )
+            )
+            for _ in range(3)
+        ]  # fmt: skip
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        shares = sorted(int(told) for told in _answers(processes))
+    assert shares[0] > shares[-1] / 10, shares
+
+
+def _answers(processes: list[subprocess.Popen[str]]) -> list[str]:
+    """What they say when all are told to go."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=30)[0] for process in processes]
