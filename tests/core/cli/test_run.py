@@ -293,3 +293,29 @@ async def test_supervisor_kills_a_worker_that_does_not_end_in_time(tmp_path):
             await asyncio.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
         assert await running == KILLED
+
+
+async def test_worker_that_dies_as_it_is_told_to_end_disturbs_no_other(monkeypatch, caplog):
+    """A signal to a process that has just ended is no failure: the others drain as they should."""
+    terminate = asyncio.subprocess.Process.terminate
+    told: list[int] = []
+
+    def terminated_too_late(process: asyncio.subprocess.Process) -> None:
+        told.append(process.pid)
+        if len(told) == 1:
+            os.kill(process.pid, signal.SIGKILL)
+            raise ProcessLookupError
+        terminate(process)
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "terminate", terminated_too_late)
+    caplog.set_level("INFO", "dispytch")
+    supervisor = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"], 2, grace=5)
+    running = asyncio.create_task(supervisor.run())
+    while caplog.text.count("started: process") < 2:  # noqa: ASYNC110 - the log tells no event
+        await asyncio.sleep(0.01)
+    supervisor._signalled()
+    assert await running == 1
+    assert len(told) == 2
+    for pid in told:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

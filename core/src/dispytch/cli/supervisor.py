@@ -5,7 +5,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["KILLED", "Supervisor", "delay_after"]
@@ -128,17 +129,17 @@ class Supervisor:
             try:
                 await _first(ended, halt)
                 if not ended.done():
-                    process.terminate()
+                    _unless_gone(process.terminate)
                     await _first(ended, self._at_once, self._grace + _drain_timeout(ours))
                 if not ended.done():
-                    process.kill()
+                    _unless_gone(process.kill)
                     await ended
                     logger.error("worker %d did not end in time: killed", number)
                     return KILLED
                 return ended.result()
             finally:
                 if not ended.done():  # this task was cancelled
-                    process.kill()
+                    _unless_gone(process.kill)
 
     # Files
 
@@ -155,6 +156,12 @@ class Supervisor:
                 logger.info("%s changed: starting again", ", ".join(changed))
                 halt, self._halt = self._halt, asyncio.Event()
                 halt.set()
+
+
+def _unless_gone(send: Callable[[], None]) -> None:
+    """Send a signal; a process that has ended at this moment needs none."""
+    with suppress(ProcessLookupError):
+        send()
 
 
 def delay_after(deaths: int) -> float:
