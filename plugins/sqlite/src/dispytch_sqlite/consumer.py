@@ -115,13 +115,13 @@ class SQLiteConsumer(Consumer):
             ConnectError: the file can't be read; for good when it was removed or replaced.
         """
         while True:
-            self._opened()
             found: list[Delivery] = []
             may_be_more, due = False, None
             try:
                 may_be_more = self._take(found, limit)
+                held_back = self._append_due()
                 if not (found or may_be_more):
-                    due = self._next_due()
+                    due = self._next_due(held_back)
             except sqlite3.Error as error:
                 if not found:
                     raise as_connect_error(error, "can't read") from error
@@ -136,10 +136,10 @@ class SQLiteConsumer(Consumer):
 
     def _take(self, found: list[Delivery], limit: int) -> bool:
         """Add what there is, which is delivered even if this fails; whether there may be more."""
+        _, db = self._opened()
         found += self._settling.take_again(limit)
-        self._append_due()
         if self._news.take_change() and self._membership is not None:
-            self._membership.look(self._db)
+            self._membership.look(db)
         may_be_more = False
         for feed in self._feeds[self._turn :] + self._feeds[: self._turn]:
             feed.take_retries(found, limit)
@@ -161,9 +161,9 @@ class SQLiteConsumer(Consumer):
         if appending.exception() is None and appending.result():
             self._news.tell()  # there is more
 
-    def _next_due(self) -> float | None:
+    def _next_due(self, held_back: int | None) -> float | None:
         """When something comes by itself, on `time.time()`."""
-        times = [self._append_due(), *(feed.next_retry() for feed in self._feeds)]
+        times = [held_back, *(feed.next_retry() for feed in self._feeds)]
         return min((each / 1000 for each in times if each is not None), default=None)
 
     async def stop(self) -> None:

@@ -41,14 +41,18 @@ class WriteError(Exception):
 
     Attributes:
         cause: what failed it.
-        committing: whether it came while the disk was to confirm: after a failure of the disk what
-            was written may be there nevertheless.
+        committing: whether it came while the disk was to confirm.
     """
 
     def __init__(self, cause: Exception, *, committing: bool) -> None:
         super().__init__(described(cause))
         self.cause, self.committing = cause, committing
         self.__cause__ = cause
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether what was written may be there nevertheless."""
+        return self.committing and meaning_of(self.cause) in {Meaning.DISK, Meaning.OURS}
 
 
 class Meaning(Enum):
@@ -131,11 +135,9 @@ def described(error: BaseException) -> str:
 
 def as_emit_error(error: WriteError) -> EmitError:
     """The outcome of an event whose transaction failed."""
-    meaning = meaning_of(error.cause)
-    unsure = error.committing and meaning in {Meaning.DISK, Meaning.OURS}
-    kind = EmitUnknown if unsure else EmitRejected
-    told = "it may be stored" if unsure else "nothing was stored"
-    failure = kind(f"{told}: {error}", retriable=meaning not in _LASTING)
+    kind = EmitUnknown if error.is_unsure else EmitRejected
+    told = "it may be stored" if error.is_unsure else "nothing was stored"
+    failure = kind(f"{told}: {error}", retriable=meaning_of(error.cause) not in _LASTING)
     failure.__cause__ = error.cause
     return failure
 

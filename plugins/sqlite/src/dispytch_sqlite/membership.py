@@ -133,9 +133,9 @@ class Membership:
 
     # What shares there are
 
-    def look(self, db: sqlite3.Connection | None) -> None:
+    def look(self, db: sqlite3.Connection) -> None:
         """Somebody has written: see whether there are other members, or free partitions."""
-        if self.member is not None and db is not None:
+        if self.member is not None:
             self._changed(state_of(db, self._group))
 
     def _renewed(self, told: Any) -> None:

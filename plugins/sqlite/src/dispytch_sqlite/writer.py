@@ -8,7 +8,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,9 @@ from dispytch_sqlite.database import FileIdentity, open_database
 from dispytch_sqlite.errors import (
     BACKEND,
     FileChangedError,
-    Meaning,
     WriteError,
     as_connect_error,
     is_locked,
-    meaning_of,
 )
 from dispytch_sqlite.log import Log
 from dispytch_sqlite.retention import Retention
@@ -220,31 +218,23 @@ class Writer:
     def _write(self, lot: Sequence[_Job]) -> None:
         """Write a lot in one transaction. Where that fails, each job gets its own."""
         committing = False
+        must_sync, since = any(job.appends for job in lot), min(job.since for job in lot)
         try:
-            self._begin(any(job.appends for job in lot), min(job.since for job in lot))
-            began = time.monotonic()
-            try:
+            with self._transaction(must_sync, since):
                 results = [job.call(self._db) for job in lot]
                 committing = True
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                self.log.forget()
-                raise
         except Exception as error:  # noqa: BLE001 - whoever gave the job judges it
-            unsure = committing and meaning_of(error) in {Meaning.DISK, Meaning.OURS}
-            if len(lot) > 1 and not unsure:
+            failure = WriteError(error, committing=committing)
+            if len(lot) > 1 and not failure.is_unsure:
                 for job in lot:
                     self._write([job])
-                return
-            for job in lot:
-                job.tell(WriteError(error, committing=committing))
+            else:
+                for job in lot:
+                    job.tell(failure)
             return
-        self._leave_a_turn(time.monotonic() - began)
         for job, result in zip(lot, results, strict=True):
             job.tell(result)
-        if any(job.appends for job in lot):
+        if must_sync:
             self._tell_readers()
 
     def _tell_readers(self) -> None:
@@ -255,6 +245,21 @@ class Writer:
             else:
                 with contextlib.suppress(RuntimeError):  # it is closed at this moment
                     loop.call_soon_threadsafe(reader)
+
+    @contextlib.contextmanager
+    def _transaction(self, must_sync: bool, since: float) -> Iterator[None]:  # noqa: FBT001
+        """Write, all or nothing; for the arguments and what it raises see `_begin`."""
+        self._begin(must_sync, since)
+        began = time.monotonic()
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self.log.forget()
+            raise
+        self._leave_a_turn(time.monotonic() - began)
 
     def _begin(self, must_sync: bool, since: float) -> None:  # noqa: FBT001
         """Begin to write, when it is our turn.
@@ -312,14 +317,8 @@ class Writer:
         try:
             self._check_file()
             while not self._is_closing and (step := self._retention.next_step(self._db)):
-                self._begin(must_sync=False, since=time.monotonic())
-                try:
+                with self._transaction(must_sync=False, since=time.monotonic()):
                     step(self._db)
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
                 if time.monotonic() >= end and self._has_work():
                     self._next_sweep = end
                     break
