@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dispytch import Outgoing, plugins
+from dispytch.fields import encode_key
 from dispytch_kafka import KafkaConnection, KafkaEventConfig
-from dispytch_kafka.record import encode_key, record_of
+from dispytch_kafka.record import record_of
 
 SURROGATE = chr(0xD800)  # no character: UTF-8 can't encode it
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispytch import EmitRejected, Outgoing
-from dispytch.fields import effective_key, encode_key, header_pairs
+from dispytch.fields import effective_key, header_pairs
 
 __all__ = [
     "Record",
     "check_topic",
     "details_of",
-    "encode_key",
     "is_topic",
     "record_of",
 ]
