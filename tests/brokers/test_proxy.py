@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dispytch.testing.conformance import Proxy
+from dispytch.testing.conformance import Proxy, free_port
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -111,3 +111,8 @@ async def test_a_delay_holds_up_each_direction(proxy: Proxy) -> None:
     assert await _say(streams, b"slow") == b"slow"
     assert time.monotonic() - before >= 0.2
     await _end(streams)
+
+
+def test_a_free_port_is_given_once() -> None:
+    ports = [free_port() for _ in range(2_000)]  # of 17,000: two alike would be near certain
+    assert len(set(ports)) == len(ports)

@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
 
+_given: set[int] = set()
+"""Ports that `free_port` returned."""
+
 _CHUNK = 64 * 1024
 
 
@@ -245,13 +248,17 @@ def free_port() -> int:
     """A port nobody listens on, outside the range the system picks from for connecting sockets.
 
     A port inside that range could be taken by any client while its broker is down, even by the very
-    client that tries to reconnect: TCP then connects the socket to itself.
+    client that tries to reconnect: TCP then connects the socket to itself. A process gets none
+    twice: whoever got it first may be about to listen there.
     """
     while True:
         port = random.randrange(15_000, 32_000)  # noqa: S311 - no secret
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((LOCALHOST, port))
             except OSError:
                 continue
-            return port
+        _given.add(port)
+        return port
