@@ -54,6 +54,10 @@ _OURS = {  # scheme or name -> extra of the core that installs it
     "rabbitmq": "rabbitmq",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",
+    "redis": "redis",
+    "rediss": "redis",
+    "redis+pubsub": "redis",
+    "rediss+pubsub": "redis",
     "sqlite": "sqlite",
 }
 
