@@ -82,11 +82,15 @@ class BackendInfo:
 
 
 class _Entry:
-    """One entry point, with what is needed to speak of it."""
+    """One entry point, with what is needed to speak of it.
+
+    What stands behind the module's name (`module:attribute`) tells backends of one module apart.
+    """
 
     def __init__(self, point: "EntryPoint") -> None:
         self.name = point.name
-        self.module = point.value.partition(":")[0].strip()
+        self.value = "".join(point.value.split())
+        self.module = self.value.partition(":")[0]
         self.distribution, self.version = _identity(point.dist)
 
     def __str__(self) -> str:
@@ -132,7 +136,7 @@ def _schemes_of(entry: _Entry) -> tuple[str, ...]:
             scheme
             for scheme, offers in _scan(SCHEMES).items()
             for offer in offers
-            if (offer.module, offer.distribution) == (entry.module, entry.distribution)
+            if (offer.value, offer.distribution) == (entry.value, entry.distribution)
         )
     )
 
@@ -271,8 +275,8 @@ def _allowed(entry: _Entry, group: str) -> bool:
     names = {name.strip() for name in allowed.split(",")}
     if group != SCHEMES:
         return entry.name in names
-    modules = {offer.module for offers in _scan(BACKENDS).values() for offer in offers}
-    return entry.module in modules
+    values = {offer.value for offers in _scan(BACKENDS).values() for offer in offers}
+    return entry.value in values
 
 
 def _only(group: str, name: str, kind: str) -> _Entry:

@@ -139,6 +139,46 @@ def test_one_plugin_may_offer_several_backends_and_schemes(site: Any):
     """)
 
 
+def test_backends_of_one_plugin_have_their_own_schemes(site: Any):
+    """What entry points name in a module tells its backends apart, for what is allowed as well."""
+    site.module(
+        "apart",
+        """
+        from dispytch import Backend, Connection, hookimpl
+        def make(name, *schemes):
+            return Backend(name=name, event_config=None, connection=Connection, schemes=schemes,
+                           producer="good_client:Producer")
+        one, two = make("one", "one+ssl"), make("two", "two+ssl")
+        @hookimpl
+        def dispytch_backend():
+            return [one, two]
+        """,
+    )
+    site.distribution(
+        "dist-apart",
+        groups={
+            "dispytch.backends": {"one": "apart:one", "two": "apart : two"},
+            "dispytch.schemes": {
+                "one": "apart:one", "one+ssl": "apart:one", "two": "apart:two", "two+ssl":
+                "apart:two",
+            },
+        },
+    )  # fmt: skip
+    code = """
+    for check in (False, True):
+        schemes = {info.name: info.schemes for info in plugins.backends(check)}
+        assert schemes["one"] == ("one", "one+ssl"), schemes
+        assert schemes.get("two", ("two", "two+ssl")) == ("two", "two+ssl"), schemes
+    assert plugins.backend_for_url("one+ssl://h") is plugins.get_backend("one")
+    try:
+        print(plugins.backend_for_url("two+ssl://h").name)
+    except BackendNotFoundError:
+        print("none")
+    """
+    assert site.run(code) == "two\n"
+    assert site.run(code, DISPYTCH_PLUGINS="one") == "none\n"
+
+
 # Registration by code
 
 
