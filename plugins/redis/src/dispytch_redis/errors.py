@@ -91,17 +91,13 @@ _FOR_NOW = frozenset({"BUSY", "MISCONF", "NOREPLICAS"})
 _TOO_MANY = "max number of clients reached"  # a plain ConnectionError, but a reply
 
 _ADVICE = {  # by what a text holds, when connecting
-    "WRONGPASS": "the server refused the user or the password",
     "invalid username-password": "the server refused the user or the password",
-    "invalid password": "the server refused the password",
-    "HELLO must be called": "the server wants a login: write redis://user:password@host",
-    "Authentication required": "the server wants a login: write redis://user:password@host",
-    "without any password configured": "the server has no password: leave it out of the URL",
-    "no password is set": "the server has no password: leave it out of the URL",
+    "HELLO must be called": "the server wants a login: put user:password@ before the host",
+    "Authentication required": "the server wants a login: put user:password@ before the host",
     "DB index is out of range": "the server has no database of this number",
     "SELECT is not allowed in cluster": "it is a Redis Cluster, which is not supported",
-    "unknown command 'HELLO'": "the server is too old: Redis 6 or later is needed",
-    "unknown command `HELLO`": "the server is too old: Redis 6 or later is needed",
+    "unknown command": "the server does not know HELLO: it must be Redis 6 or later",
+    "CERTIFICATE_REQUIRED": "the server wants a client's certificate: see the option certfile",
 }
 
 
@@ -156,9 +152,11 @@ def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]
     if isinstance(error, exceptions.InvalidResponse):
         return "what answers there is not Redis", False
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        return f"no answer in time{_about_tls(text)}", True
-    if _hung_up(error):
-        return "the server hung up; if it expects TLS, write rediss:// for redis://", True
+        # Without TLS connecting is over before the first reply is awaited: redis-py tells which.
+        advice = "; if it has no TLS on this port, write redis for rediss in the URL"
+        return f"no answer in time{advice if 'connecting' in text else ''}", True
+    if "closed by server" in text or "while reading" in text:
+        return "the server hung up: it may want TLS (rediss) or a certificate (certfile)", True
     lasting = meaning in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
     return described(error, login), not lasting
 
@@ -173,15 +171,3 @@ def _tls_problem(error: BaseException) -> str | None:
             return f"TLS failed: {link.reason}; does the server expect it on this port?"
         link = link.__cause__ or link.__context__
     return None
-
-
-def _about_tls(text: str) -> str:
-    """Without TLS, connecting ends before the first answer is awaited: redis-py says which."""
-    if "connecting" not in text:
-        return ""
-    return "; if the server has no TLS on this port, write redis:// for rediss://"
-
-
-def _hung_up(error: BaseException) -> bool:
-    text = str(error)
-    return "closed by server" in text or "Connection reset" in text or "while reading" in text
