@@ -10,13 +10,14 @@ from enum import Enum
 
 from redis import exceptions
 
-from dispytch import EmitError, EmitRejected, EmitUnknown
+from dispytch import ConnectError, EmitError, EmitRejected, EmitUnknown
 
 __all__ = [
     "BACKEND",
     "MEANINGS",
     "PUBSUB",
     "Meaning",
+    "as_connect_error",
     "as_emit_error",
     "connect_problem",
     "described",
@@ -139,6 +140,14 @@ def as_emit_error(error: BaseException, login: str | None) -> EmitError:
         failure = EmitUnknown(f"no reply, and none will come: {told}", retriable=True)
     failure.__cause__ = error
     return failure
+
+
+def as_connect_error(error: BaseException, login: str | None, backend: str = BACKEND) -> ConnectError:
+    """What to raise where the server refused something other than an event, or did not answer."""
+    lasting = meaning_of(error) in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
+    return ConnectError(
+        f"{backend}: {described(error, login)}", backend=backend, retriable=not lasting
+    )
 
 
 def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]:

@@ -1,0 +1,103 @@
+"""Follower: what a consumer without a group takes: all that is emitted from now on."""
+
+import time
+from collections.abc import Sequence
+
+from dispytch_redis.entry import message_of
+from dispytch_redis.keys import Keys
+from dispytch_redis.script import ENDS, FOLLOW
+from dispytch_redis.settling import Settling
+from dispytch_redis.shard import RedisDelivery, Shard
+from dispytch_redis.wire import Wire
+
+__all__ = ["Follower"]
+
+_BYTES = 1024 * 1024  # of events, read in one step, and one more read
+_SHARDS = 500  # looked at in one step
+
+
+class Follower:
+    """Reads all shards of its topics.
+
+    Args:
+        settling: of the consumer.
+        keys: names in Redis.
+    """
+
+    def __init__(self, settling: Settling, keys: Keys) -> None:
+        self._settling, self._keys = settling, keys
+        self.shards: dict[str, Shard] = {}
+        self._turn = 0
+
+    async def begin(self, wire: Wire, topics: dict[str, int]) -> None:
+        """Follow topics from their ends on; how many shards each has.
+
+        Raises:
+            redis.exceptions.RedisError, WireError: see `Wire.call`.
+        """
+        shards = [
+            Shard(self._settling, topic, name, self._keys.stream(name))
+            for topic, count in topics.items()
+            for name in (self._keys.shard(topic, number) for number in range(count))
+        ]
+        for first in range(0, len(shards), _SHARDS):
+            part = shards[first : first + _SHARDS]
+            ends = await ENDS.run(wire, [shard.stream for shard in part])
+            for shard, end in zip(part, ends, strict=True):
+                shard.last = end.decode()
+        self.shards.update((shard.name, shard) for shard in shards)
+
+    def add(self, topics: dict[str, int]) -> None:
+        """Follow topics that are new, from their beginnings on."""
+        for topic, count in topics.items():
+            for number in range(count):
+                name = self._keys.shard(topic, number)
+                shard = Shard(self._settling, topic, name, self._keys.stream(name))
+                shard.last = "0-0"
+                self.shards[name] = shard
+
+    async def read(self, wire: Wire, limit: int) -> list[RedisDelivery]:
+        """What there is after what was read before, up to `limit`.
+
+        Raises:
+            redis.exceptions.RedisError, WireError: see `Wire.call`.
+        """
+        shards = list(self.shards.values())
+        taken: list[RedisDelivery] = []
+        self._turn += 1
+        for first in range(0, len(shards), _SHARDS):
+            part = shards[first : first + _SHARDS]
+            turn = self._turn % len(part)
+            await self._read_part(wire, [*part[turn:], *part[:turn]], taken, limit)
+            if len(taken) >= limit:
+                break
+        return taken
+
+    async def _read_part(
+        self, wire: Wire, shards: Sequence[Shard], taken: list[RedisDelivery], limit: int
+    ) -> None:
+        found = await FOLLOW.run(
+            wire,
+            [shard.stream for shard in shards],
+            limit - len(taken),
+            _BYTES,
+            *(shard.last or "0-0" for shard in shards),
+        )
+        now = time.time() * 1000
+        for place, entries in found:
+            shard = shards[place]
+            for id_, fields in entries:
+                message = message_of(fields)
+                if message.expires_ms is None or message.expires_ms > now:
+                    taken.append(RedisDelivery(shard, id_.decode(), message, 1))
+            shard.last = entries[-1][0].decode()
+
+    def marks(self) -> dict[str, str]:
+        """Up to where each stream was read."""
+        return {shard.stream: shard.last or "0-0" for shard in self.shards.values()}
+
+    def next_due(self) -> None:
+        """Nothing is put off on the server."""
+
+    def look_again(self) -> None:
+        """A reply was lost: nothing is, as we know up to where we have read."""

@@ -1,0 +1,27 @@
+-- Read on, without a group.
+-- KEYS: stream, ...   ARGV: limit, bytes, id, ...
+-- Returns the entries of each stream that has some after that id, by its place, counted from 0.
+local left, bytes, taken = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+for i, key in ipairs(KEYS) do
+  local after = ARGV[i + 2]
+  local more = true
+  while more and left > 0 do
+    local count = math.min(left, 50)
+    local entries = redis.call('XRANGE', key, '(' .. after, '+', 'COUNT', count)
+    if #entries > 0 then
+      taken[#taken + 1] = {i - 1, entries}
+      after = entries[#entries][1]
+      left = left - #entries
+      for _, entry in ipairs(entries) do
+        for _, text in ipairs(entry[2]) do
+          bytes = bytes - #text
+        end
+      end
+      if bytes <= 0 then
+        left = 0
+      end
+    end
+    more = #entries == count
+  end
+end
+return taken

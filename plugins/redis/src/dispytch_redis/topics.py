@@ -1,0 +1,90 @@
+"""Topics: how many shards each has. The first who uses a topic decides, for all."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from dispytch_redis.entry import shard_of
+from dispytch_redis.keys import Keys
+from dispytch_redis.script import REGISTER
+from dispytch_redis.wire import Wire
+
+__all__ = ["Topic", "Topics", "stream_of"]
+
+_FRESH = 30.0  # seconds until a topic in use is made known again: the server may have lost it
+_MOST = 10_000  # topics that are remembered
+
+
+@dataclass(slots=True, eq=False)
+class Topic:
+    """A topic in use.
+
+    Attributes:
+        streams: the key of each shard's stream.
+        until: when it is made known again, as `time.monotonic()`.
+        turn: counts its events without a key.
+    """
+
+    streams: list[bytes]
+    until: float
+    turn: int = 0
+
+
+class Topics:
+    """The topics that a producer uses.
+
+    Args:
+        keys: names in Redis.
+        shards: of topics that are new.
+    """
+
+    def __init__(self, keys: Keys, shards: int) -> None:
+        self._keys, self._shards = keys, shards
+        self._known: dict[str, Topic] = {}
+        self._learning: dict[str, asyncio.Task[Topic]] = {}
+
+    def get(self, name: str) -> Topic | None:
+        """A topic that is known; None: `learn` it."""
+        topic = self._known.get(name)
+        return None if topic is None or topic.until < time.monotonic() else topic
+
+    async def learn(self, name: str, wire: Wire) -> Topic:
+        """Make a topic known, or learn how many shards it has; once for all who ask meanwhile.
+
+        Raises:
+            redis.exceptions.RedisError, WireError: see `Wire.call`.
+        """
+        learning = self._learning.get(name)
+        if learning is None:
+            learning = self._learning[name] = asyncio.create_task(self._learn(name, wire))
+            learning.add_done_callback(lambda done: self._learnt(name, done))
+        return await asyncio.shield(learning)
+
+    async def _learn(self, name: str, wire: Wire) -> Topic:
+        keys = [self._keys.topics, self._keys.new_topics]
+        shards = await REGISTER.run(wire, keys, name, self._shards)
+        until = time.monotonic() + _FRESH
+        topic = self._known.get(name)
+        if topic is not None and len(topic.streams) == shards:
+            topic.until = until
+            return topic
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        shard, stream = self._keys.shard, self._keys.stream
+        streams = [stream(shard(name, number)).encode() for number in range(shards)]
+        topic = self._known[name] = Topic(streams, until)
+        return topic
+
+    def _learnt(self, name: str, learning: "asyncio.Task[Topic]") -> None:
+        del self._learning[name]
+        if not learning.cancelled():
+            learning.exception()  # it has been seen, also where all who asked are gone
+
+
+def stream_of(topic: Topic, key: bytes | None) -> bytes:
+    """The stream for an event: by its key, or each in turn."""
+    streams = topic.streams
+    if key is not None:
+        return streams[shard_of(key, len(streams))]
+    topic.turn = (topic.turn + 1) % len(streams)
+    return streams[topic.turn]
