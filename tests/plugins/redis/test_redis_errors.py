@@ -87,7 +87,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
     """An error reply means that nothing was stored; only what is for now may be tried again."""
     error = reply(text)
     assert meaning_of(error) is meaning
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitRejected)
     assert failure.retriable == (meaning is Meaning.BUSY)
     assert failure.__cause__ is error
@@ -108,7 +108,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
 def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
     """The command may have been executed."""
     assert meaning_of(error) is Meaning.LOST
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitUnknown)
     assert failure.retriable
     assert failure.__cause__ is error
@@ -116,7 +116,7 @@ def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
 
 def test_what_can_not_be_written_is_rejected() -> None:
     """It never left, and would not the next time."""
-    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"), None)
+    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"))
     assert isinstance(failure, EmitRejected)
     assert not failure.retriable
 

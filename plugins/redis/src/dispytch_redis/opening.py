@@ -27,7 +27,7 @@ async def open_connection(settings: RedisServer, backend: str) -> Connection:
     connection = _connection(settings)
     try:
         async with asyncio.timeout(settings.connect_timeout):
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await _greet(connection)
     # On some versions of Python asyncio itself fails on a connection that is reset: AttributeError.
     except (RedisError, OSError, AttributeError) as error:
@@ -75,11 +75,9 @@ def _connection(settings: RedisServer) -> Connection:
     }
     if not settings.is_tls:
         return Connection(**options)
-    password = settings.keyfile_password
-    return SSLConnection(
-        ssl_ca_certs=settings.cafile and str(settings.cafile),
-        ssl_certfile=settings.certfile and str(settings.certfile),
-        ssl_keyfile=settings.keyfile and str(settings.keyfile),
-        ssl_password=password and password.get_secret_value(),
-        **options,
-    )
+    for name in ("cafile", "certfile", "keyfile"):
+        if (file := getattr(settings, name)) is not None:
+            options["ssl_ca_certs" if name == "cafile" else f"ssl_{name}"] = str(file)
+    if settings.keyfile_password is not None:
+        options["ssl_password"] = settings.keyfile_password.get_secret_value()
+    return SSLConnection(**options)
