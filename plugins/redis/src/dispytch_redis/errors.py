@@ -107,11 +107,10 @@ _TOO_MANY = "max number of clients reached"  # a plain ConnectionError, but a re
 
 _ADVICE = {  # by what a text holds, when connecting
     "invalid username-password": "the server refused the user or the password",
-    "HELLO must be called": "the server wants a login: put user:password@ before the host",
     "Authentication required": "the server wants a login: put user:password@ before the host",
+    "without any password configured": "the server has no password: leave it out of the URL",
     "DB index is out of range": "the server has no database of this number",
     "SELECT is not allowed in cluster": "it is a Redis Cluster, which is not supported",
-    "unknown command": "the server does not know HELLO: it must be Redis 6 or later",
     "CERTIFICATE_REQUIRED": "the server wants a client's certificate: see the option certfile",
 }
 
@@ -174,7 +173,9 @@ def as_connect_error(error: BaseException, backend: str = BACKEND) -> ConnectErr
     return ConnectError(f"{backend}: {described(error)}", backend=backend, retriable=not lasting)
 
 
-def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]:
+def connect_problem(
+    error: BaseException, login: str | None, *, tls: bool = False
+) -> tuple[str, bool]:
     """Why a connection could not be opened, and whether trying again may help."""
     text, meaning = str(error), meaning_of(error)
     for part, advice in _ADVICE.items():
@@ -185,11 +186,11 @@ def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]
     if isinstance(error, exceptions.InvalidResponse):
         return "what answers there is not Redis", False
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        # Without TLS connecting is over before the first reply is awaited: redis-py tells which.
         advice = "; if it has no TLS on this port, write redis for rediss in the URL"
-        return f"no answer in time{advice if 'connecting' in text else ''}", True
-    if "closed by server" in text or "while reading" in text:
-        return "the server hung up: it may want TLS (rediss) or a certificate (certfile)", True
+        return f"no answer in time{advice if tls else ''}", True
+    if any(part in text for part in ("closed by server", "while reading", "while writing")):
+        wanted = "a client's certificate (certfile)" if tls else "TLS (rediss)"
+        return f"the server hung up: it may want {wanted}, or have too many clients", True
     lasting = meaning in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
     return described(error, login), not lasting
 
