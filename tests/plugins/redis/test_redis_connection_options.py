@@ -129,6 +129,7 @@ def test_nothing_need_be_named() -> None:
         "shards": 16,
         "begin": "first",
         "lease": 10.0,
+        "max_event_bytes": 16 * 1024 * 1024,
     }
 
 
@@ -147,6 +148,7 @@ def test_every_option_can_be_given_in_a_url(tmp_path: Path) -> None:
         "client_name": "orders-1",
     }
     log = {"prefix": "shop:é", "shards": 256, "begin": "latest", "lease": 0.5}
+    log["max_event_bytes"] = 1024
     for scheme, given in (
         ("rediss", {**server, **log}),
         ("rediss+pubsub", {**server, "channel_prefix": "shop."}),

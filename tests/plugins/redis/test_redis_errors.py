@@ -391,6 +391,6 @@ def test_what_a_server_tells_when_connecting_is_advice(
 )
 def test_who_listens_is_told_as_well(error: Exception, retriable: bool) -> None:
     """A refusal that lasts ends a consumer; all else may pass."""
-    failure = as_connect_error(error, None, "redis+pubsub")
+    failure = as_connect_error(error, "redis+pubsub")
     assert str(failure).startswith("redis+pubsub: ")
     assert failure.retriable == retriable

@@ -83,7 +83,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
         lane.items.append(_Item(index, out, key, fields))
     async with asyncio.TaskGroup() as group:
         for lane in lanes.values():
-            group.create_task(_append(producer, lane, outcomes, failed))
+            group.create_task(_append(producer, lane, outcomes))
     return outcomes
 
 
@@ -98,24 +98,22 @@ async def _topic(producer: "RedisProducer", out: Outgoing) -> Topic:
         raise too_late() from error
 
 
-async def _append(
-    producer: "RedisProducer", lane: _Lane, outcomes: list[Outcome], failed: set[Hashable]
-) -> None:
+async def _append(producer: "RedisProducer", lane: _Lane, outcomes: list[Outcome]) -> None:
+    failed: set[bytes | None] = set()  # keys; those of a lane are in no other
     for step in lane.steps():
-        wanted = [item for item in step if item.key is None or item.key not in failed]
+        wanted: list[_Item] = []
         for item in step:
             if item.key is not None and item.key in failed:
                 outcomes[item.index] = held_back(item.key)
+            else:
+                wanted.append(item)
         told = await _append_step(producer, lane, wanted) if wanted else []
-        count = 0
         for item, outcome in zip(wanted, told, strict=True):
             outcomes[item.index] = outcome
             if isinstance(outcome, BaseException):
                 failed.add(item.key)
-            else:
-                count += 1
-        if count:
-            producer.appended(wanted[0].out.config, lane.topic, lane.stream, count)
+        if stored := [item for item in wanted if not isinstance(outcomes[item.index], Exception)]:
+            producer.appended(stored[-1].out.config, lane.topic, lane.stream, len(stored))
 
 
 async def _append_step(

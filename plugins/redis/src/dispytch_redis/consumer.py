@@ -133,12 +133,11 @@ class RedisConsumer(Consumer):
                     taken.append(delivery)
             if taken:
                 return taken
-            if self._fetching is None:
-                self._fetching = asyncio.create_task(self._fetch(limit))
-            await asyncio.wait((self._fetching,))
-            fetched, self._fetching = self._fetching, None
-            if fetched is not None and not fetched.cancelled():  # else it was stopped meanwhile
-                fetched.result()
+            fetching = self._fetching = self._fetching or asyncio.create_task(self._fetch(limit))
+            await asyncio.wait((fetching,))
+            self._fetching = None
+            if not fetching.cancelled():  # else it was stopped meanwhile
+                fetching.result()
 
     async def _fetch(self, limit: int) -> None:
         """Wait until there is something, and take it; or return after a while."""
