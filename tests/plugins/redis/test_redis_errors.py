@@ -94,7 +94,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
     """An error reply means that nothing was stored; only what is for now may be tried again."""
     error = reply(text)
     assert meaning_of(error) is meaning
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitRejected)
     assert failure.retriable == (meaning is Meaning.BUSY)
     assert failure.__cause__ is error
@@ -115,7 +115,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
 def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
     """The command may have been executed."""
     assert meaning_of(error) is Meaning.LOST
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitUnknown)
     assert failure.retriable
     assert failure.__cause__ is error
@@ -123,7 +123,7 @@ def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
 
 def test_what_can_not_be_written_is_rejected() -> None:
     """It never left, and would not the next time."""
-    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"), None)
+    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"))
     assert isinstance(failure, EmitRejected)
     assert not failure.retriable
 
@@ -391,6 +391,6 @@ def test_what_a_server_tells_when_connecting_is_advice(
 )
 def test_who_listens_is_told_as_well(error: Exception, retriable: bool) -> None:
     """A refusal that lasts ends a consumer; all else may pass."""
-    failure = as_connect_error(error, None, "redis+pubsub")
+    failure = as_connect_error(error, "redis+pubsub")
     assert str(failure).startswith("redis+pubsub: ")
     assert failure.retriable == retriable

@@ -10,10 +10,10 @@ from redis.exceptions import RedisError
 from dispytch import EmitRejected, Outgoing
 from dispytch.producer import Outcome, held_back, past_deadline, too_late
 from dispytch_redis.entry import fields_of
-from dispytch_redis.errors import as_emit_error
+from dispytch_redis.errors import NotSentError, WireError, as_emit_error
 from dispytch_redis.script import APPEND
 from dispytch_redis.topics import Topic, stream_of
-from dispytch_redis.wire import Argument, NotSentError, WireError
+from dispytch_redis.wire import Argument
 
 if TYPE_CHECKING:
     from dispytch_redis.producer import RedisProducer
@@ -72,6 +72,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
             if key is not None and key in failed:
                 outcomes[index] = held_back(key)
                 continue
+            producer.check_size(out)
             topic = await _topic(producer, out)
         except EmitRejected as error:
             outcomes[index] = error
@@ -140,10 +141,10 @@ async def _append_step(
     except EmitRejected as error:
         return [error] * len(items)
     except (RedisError, WireError) as error:
-        return [as_emit_error(error, producer.login) for _ in items]
+        return [as_emit_error(error) for _ in items]
     outcomes: list[Outcome] = [{"stream": name, "id": entry.decode()} for entry in ids]
     if rest:
-        outcomes.append(as_emit_error(rest[0], producer.login))
+        outcomes.append(as_emit_error(rest[0]))
         outcomes += [
             EmitRejected("not sent: an event before it in the batch failed", retriable=True)
             for _ in items[len(outcomes) :]

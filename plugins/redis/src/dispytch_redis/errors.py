@@ -17,15 +17,29 @@ __all__ = [
     "MEANINGS",
     "PUBSUB",
     "Meaning",
+    "NotSentError",
+    "WireError",
     "as_connect_error",
     "as_emit_error",
     "connect_problem",
     "described",
     "meaning_of",
+    "without_login",
 ]
 
 BACKEND = "redis"
 PUBSUB = "redis+pubsub"
+
+
+class WireError(Exception):
+    """The connection ended before the reply: the command may have been executed."""
+
+
+class NotSentError(WireError):
+    """It ended before anything of the command was sent: it certainly was not executed."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no connection")
 
 
 class Meaning(Enum):
@@ -111,7 +125,7 @@ def meaning_of(error: BaseException) -> Meaning | None:
     return next((MEANINGS[cls] for cls in type(error).__mro__ if cls in MEANINGS), None)
 
 
-def described(error: BaseException, login: str | None) -> str:
+def described(error: BaseException, login: str | None = None) -> str:
     """An error in one line, without the user's name, and without what a command carried."""
     name = type(error).__name__
     if isinstance(error, exceptions.InvalidResponse):  # it holds what came instead
@@ -120,14 +134,26 @@ def described(error: BaseException, login: str | None) -> str:
         return f"{name}: it is a Redis Cluster, which is not supported"
     text = " ".join(str(error).split())
     text = re.sub(r",? with args beginning with.*", "", text)
-    if login:
-        text = re.sub(rf"(?<!\w){re.escape(login)}(?!\w)", "***", text)
+    if isinstance(error, WireError):
+        return text
+    text = _hidden(text, login) if login else text
     return f"{name}: {text}" if text else name
 
 
-def as_emit_error(error: BaseException, login: str | None) -> EmitError:
+def _hidden(text: str, login: str) -> str:
+    return re.sub(rf"(?<!\w){re.escape(login)}(?!\w)", "***", text)
+
+
+def without_login(error: Exception, login: str | None) -> Exception:
+    """The same error, where need be without the user's name: some replies tell it."""
+    if login and login in str(error):
+        return type(error)(_hidden(str(error), login))
+    return error
+
+
+def as_emit_error(error: BaseException) -> EmitError:
     """The outcome of an event whose command was answered by an error, or not at all."""
-    meaning, told = meaning_of(error), described(error, login)
+    meaning, told = meaning_of(error), described(error)
     failure: EmitError
     if meaning in {Meaning.REFUSED, Meaning.LOGIN_REFUSED}:
         failure = EmitRejected(f"refused by the server: {told}")
@@ -141,14 +167,10 @@ def as_emit_error(error: BaseException, login: str | None) -> EmitError:
     return failure
 
 
-def as_connect_error(
-    error: BaseException, login: str | None, backend: str = BACKEND
-) -> ConnectError:
+def as_connect_error(error: BaseException, backend: str = BACKEND) -> ConnectError:
     """What to raise where the server refused something other than an event, or did not answer."""
     lasting = meaning_of(error) in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
-    return ConnectError(
-        f"{backend}: {described(error, login)}", backend=backend, retriable=not lasting
-    )
+    return ConnectError(f"{backend}: {described(error)}", backend=backend, retriable=not lasting)
 
 
 def connect_problem(
