@@ -49,12 +49,10 @@ class RedisProducer(Producer):
                 f"RedisProducer takes a RedisConnection, not a {type(connection).__name__}; "
                 "or use EventEmitter.from_url('redis://localhost')"
             )
+        self._connection = connection
         self._largest = connection.max_event_bytes
-        self._link = Link(connection, BACKEND)
-        self._topics = Topics(Keys(connection.prefix), connection.shards)
-        self._trimmer = Trimmer(self._link)
-        self._under_way = 0
-        self._idle = asyncio.Event()
+        self._link = Link(connection, BACKEND, renewed=self._renewed)
+        self._begin()
 
     @classmethod
     def from_connection(cls, connection: RedisConnection, /) -> Self:
@@ -68,6 +66,7 @@ class RedisProducer(Producer):
             ConnectError: the server can't be reached, or refuses us.
         """
         if not self._link.is_kept:
+            self._begin()
             await self._link.open()
 
     async def stop(self) -> None:
@@ -83,7 +82,7 @@ class RedisProducer(Producer):
 
     async def flush(self) -> None:
         """Wait until everything that was given has an outcome."""
-        while self._under_way:
+        while self._under_way > 0:  # less: some of a process or loop before ended here
             self._idle.clear()
             await self._idle.wait()
 
@@ -208,7 +207,17 @@ class RedisProducer(Producer):
     ) -> None:
         """Events were appended: old ones may have to go."""
         if config is not None and (config.maxlen is not None or config.max_age is not None):
-            self._trimmer.appended(stream, len(topic.streams), config, count)
+            self._trimmer.appended(stream, topic.shards, config, count)
+
+    def _begin(self) -> None:
+        """Know nothing yet; tasks and events of another loop or process are of no use here."""
+        self._topics = Topics(Keys(self._connection.prefix), self._connection.shards)
+        self._trimmer = Trimmer(self._link)
+        self._under_way = 0
+        self._idle = asyncio.Event()
+
+    def _renewed(self) -> None:
+        self._topics.make_known_again()
 
     def _done(self) -> None:
         self._under_way -= 1
