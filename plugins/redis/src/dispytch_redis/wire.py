@@ -25,6 +25,8 @@ __all__ = ["Argument", "Wire"]
 
 Argument: TypeAlias = bytes | str | int
 
+_LOOKS = 10  # at what came, until the patience is over
+
 _REPLIES = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 """What redis-py raises for a refusal: all else means that there is no reply."""
 
@@ -46,10 +48,10 @@ class Wire:
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._under_way: deque[asyncio.Future[Any]] = deque()
-        self._heard = self._loop.time()
+        self._silent = 0
         self._more = asyncio.Event()
         self._tasks = [asyncio.create_task(each) for each in (self._write(), self._read())]
-        self._watching = self._loop.call_later(patience, self._watch)
+        self._watching = self._loop.call_later(patience / _LOOKS, self._watch)
 
     def call(self, *command: Argument) -> "asyncio.Future[Any]":
         """Send a command; a future of its reply. Cancelled in this turn, it is not sent.
@@ -97,12 +99,13 @@ class Wire:
                 if not wanted:
                     self._waiting = []
                     continue
-                if not connection.is_connected:  # sending would open it again, in silence
+                # Not connected, redis-py would open it again in silence; closing, nothing would go.
+                if not connection.is_connected or _is_closing(connection):
                     self.abort("it was closed by the other side")
                     return
                 self._waiting = []
                 if not self._under_way:
-                    self._heard = self._loop.time()
+                    self._silent = 0
                 self._under_way += [reply for _, reply in wanted]
                 packed = [command for command, _ in wanted]
                 await connection.send_packed_command(packed, check_health=False)
@@ -110,7 +113,7 @@ class Wire:
             self.abort(f"{type(error).__name__} while sending")
 
     async def _read(self) -> None:
-        connection, under_way, loop = self._connection, self._under_way, self._loop
+        connection, under_way = self._connection, self._under_way
         try:
             while True:
                 try:
@@ -123,18 +126,26 @@ class Wire:
                     reply = under_way.popleft()
                     if not reply.done():
                         reply.set_result(told)
-                self._heard = loop.time()
+                self._silent = 0
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will be read
             self.abort(f"{type(error).__name__} while reading")
 
     def _watch(self) -> None:
-        """Give up a connection on which nothing comes."""
-        left = self._heard + self._patience - self._loop.time()
-        if self._under_way and left <= 0:
+        """Give up a connection on which nothing comes.
+
+        It counts looks, not time: a process that stood still has replies that it did not read yet.
+        """
+        if self._silent > _LOOKS and self._under_way:
             self.abort(f"no reply for {self._patience:g} s")
-        else:
-            left = left if self._under_way else self._patience
-            self._watching = self._loop.call_later(left, self._watch)
+            return
+        self._silent += 1
+        self._watching = self._loop.call_later(self._patience / _LOOKS, self._watch)
+
+
+def _is_closing(connection: Connection) -> bool:
+    """Whether it ended, and redis-py has not noticed yet."""
+    writer = connection._writer
+    return writer is None or writer.is_closing()
 
 
 def _fail(reply: "asyncio.Future[Any]", error: Exception) -> None:
