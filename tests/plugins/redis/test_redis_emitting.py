@@ -419,10 +419,8 @@ async def test_what_can_not_be_encoded_is_rejected(redis_broker: RedisAccess, ev
 # Deadlines and cancelling
 
 
-async def test_a_deadline_without_a_connection_sends_nothing_later(
-    own_redis: Redis, unique_name: str
-) -> None:
-    """An emit that waited for a connection in vain is not made up for."""
+async def test_a_deadline_without_a_connection_rejects(own_redis: Redis, unique_name: str) -> None:
+    """An emit that waited in vain tells why there was none, and is not made up for."""
     with own_redis.proxy() as proxy:
         url = f"{own_redis.url_for(port=proxy.port)}?reconnect_interval=0.05"
         async with EventEmitter.from_url(url, timeout=0.5) as emitter:
@@ -432,7 +430,8 @@ async def test_a_deadline_without_a_connection_sends_nothing_later(
             await wire.ended
             events = [Note(to=unique_name) for _ in range(10)]
             results = await asyncio.gather(*map(emitter.emit, events), return_exceptions=True)
-            assert {type(result) for result in results} == {ProducerTimeout}
+            assert {type(result) for result in results} == {EmitRejected}
+            assert all("can't connect" in str(each) and each.retriable for each in results)  # type: ignore[union-attr]
             proxy.restore()
             await until(lambda: linked(emitter))
             await emitter.emit(Note(to=unique_name))
@@ -458,6 +457,22 @@ async def test_frozen_emits_end_at_their_deadline_and_are_stored_once_at_most(
         assert wire_of(emitter) is wire
     stored = ids(own_redis, unique_name)
     assert len(stored) == len(set(stored)) == 202
+
+
+async def test_frozen_events_of_a_new_topic_are_not_sent(
+    own_redis: Redis, unique_name: str
+) -> None:
+    """They wait until their topic is known; that they are not stored is certain."""
+    async with EventEmitter.from_url(own_redis.url, timeout=0.5) as emitter:
+        own_redis.freeze()
+        results = await asyncio.gather(
+            *(emitter.emit(Note(to=unique_name)) for _ in range(5)), return_exceptions=True
+        )
+        own_redis.thaw()
+        assert {type(result) for result in results} == {EmitRejected}
+        assert "does not answer" in str(results[0])
+        await emitter.emit(Note(to=unique_name))
+    assert len(payloads(own_redis, unique_name)) == 1
 
 
 async def test_a_black_hole_is_noticed(own_redis: Redis, unique_name: str) -> None:

@@ -86,6 +86,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
         sent; those that went in the same step have the same outcome.
     """
     results = _Results(len(batch))
+    topics: dict[str, Topic] = {}
     lanes: dict[bytes, _Lane] = {}
     for index, out in enumerate(batch):
         key: bytes | None = None
@@ -95,7 +96,10 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
                 continue
             _, fields = fields_of(out)
             producer.check_size(out)
-            topic = await _topic(producer, out)
+            topic = topics.get(out.topic)
+            if topic is None:
+                _, topic = await producer.ready(out)
+                topics[out.topic] = topic
         except EmitRejected as error:
             results.fail(index, key, error)
             continue
@@ -106,17 +110,6 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
         for lane in lanes.values():
             group.create_task(_append(producer, lane, results))
     return results.outcomes
-
-
-async def _topic(producer: "RedisProducer", out: Outgoing) -> Topic:
-    try:
-        async with asyncio.timeout_at(out.deadline):
-            while True:
-                topic = await producer.topic(out.topic)
-                if topic is not None:
-                    return topic
-    except TimeoutError as error:
-        raise too_late() from error
 
 
 async def _append(producer: "RedisProducer", lane: _Lane, results: _Results) -> None:
