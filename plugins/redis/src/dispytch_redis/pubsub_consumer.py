@@ -54,7 +54,7 @@ class RedisPubSubConsumer(Consumer):
         self._subscriber: Subscriber | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._problem: ConnectError | None = None
-        self._untold = False
+        self._untold: ConnectError | None = None
 
     @classmethod
     def from_connection(cls, connection: RedisPubSubConnection, /) -> Self:
@@ -106,7 +106,7 @@ class RedisPubSubConsumer(Consumer):
                 )
         self._channels = Channels(subscriptions, self._settings.channel_prefix)
         self._inbox = Inbox(self.max_held)
-        self._problem, self._untold = None, False
+        self._problem = self._untold = None
         self._subscriber = await self._subscribed()
         self._keeper = asyncio.create_task(self._keep(), name="dispytch-redis-pubsub")
 
@@ -118,9 +118,9 @@ class RedisPubSubConsumer(Consumer):
         """
         while self._keeper is not None:
             inbox = self._inbox
-            if self._untold:
-                self._untold = False
-                raise self._down()
+            if (gap := self._untold) is not None:
+                self._untold = None
+                raise gap
             if taken := inbox.take(limit):
                 return taken
             if self._subscriber is None:
@@ -147,7 +147,7 @@ class RedisPubSubConsumer(Consumer):
         while (subscriber := self._subscriber) is not None:
             why = await asyncio.shield(subscriber.ended)
             self._subscriber = None
-            self._lost(f"{self.backend}: the connection was lost: {why}")
+            self._problem = self._untold = self._lost(why)
             await subscriber.close()
             self._subscriber = await self._again()
             lasted = asyncio.get_running_loop().time() - subscriber.read_to
@@ -163,23 +163,26 @@ class RedisPubSubConsumer(Consumer):
                 return await self._subscribed()
             except ConnectError as error:
                 logger.warning("%s; trying again", error)
-                self._problem = ConnectError(str(error), backend=self.backend)
+                self._problem = self._meanwhile(str(error))
             except Exception as error:  # noqa: BLE001 - a bug must not end the reconnecting
                 logger.error("%s: %s while connecting", self.backend, type(error).__name__)  # noqa: TRY400 - a traceback may hold the login
             pause = self._settings.reconnect_interval
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
 
-    def _lost(self, told: str) -> None:
-        logger.warning("%s; what is published until it is subscribed again is lost", told)
-        self._problem = ConnectError(
-            f"{told}; what is published meanwhile is lost", backend=self.backend
-        )
+    def _lost(self, why: str) -> ConnectError:
+        """A gap begins; what to tell of it."""
         self.gaps += 1
-        self._untold = True
         self._inbox.news.set()
+        problem = self._meanwhile(f"{self.backend}: the connection was lost: {why}")
+        logger.warning("%s", problem)
+        return problem
+
+    def _meanwhile(self, told: str) -> ConnectError:
+        """Why there is no connection, and what that means; refused, too, it is tried again."""
+        return ConnectError(f"{told}; what is published meanwhile is lost", backend=self.backend)
 
     def _down(self) -> ConnectError:
-        """What to raise of a gap, or while there is no connection."""
+        """What to raise while there is no connection."""
         return self._problem or ConnectError(
             f"{self.backend}: not subscribed", backend=self.backend
         )

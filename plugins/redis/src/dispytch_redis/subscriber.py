@@ -147,7 +147,8 @@ class Subscriber:
                 self._signs += 1
                 self._sign.set()
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will be read
-            self._end(f"{described(error, self._settings.login)}{self._likely_cause(error)}")
+            why = described(error, self._settings.login).rstrip(".")
+            self._end(f"{why}{self._likely_cause(error)}")
 
     def _got(self, told: Any) -> None:
         kind = told[0]
