@@ -243,6 +243,21 @@ async def test_a_gap_begins_before_what_was_lost(
     assert min(published[payload] for payload in lost) >= told.created - lasted(caplog)[0]
 
 
+async def test_an_answer_tells_of_what_was_before_the_question(
+    own_redis: Redis, unique_name: str
+) -> None:
+    """What was published while the answer was on its way may not have been read."""
+    with own_redis.proxy() as proxy:
+        async with subscribed(own_redis, unique_name, port=proxy.port) as consumer:
+            subscriber = consumer._subscriber
+            assert subscriber is not None
+            proxy.delay(0.5)
+            asked = time.monotonic()
+            await consumer.ping()
+            assert abs(subscriber.read_to - asked) < LAG
+            assert time.monotonic() - asked > 0.9
+
+
 async def test_a_server_that_is_stopped_is_not_blamed_on_handlers(
     own_redis: Redis, unique_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,15 @@ from brokers.redis import LIMITED, Redis
 
 pytest.importorskip("redis")
 
-from dispytch import ConfigError, ConnectError, EmitRejected, EmitUnknown, EventEmitter, Outgoing
+from dispytch import (
+    ConfigError,
+    ConnectError,
+    EmitManyError,
+    EmitRejected,
+    EmitUnknown,
+    EventEmitter,
+    Outgoing,
+)
 from dispytch.testing.conformance.kit import numbered
 from dispytch_redis import RedisPubSubEventConfig, RedisPubSubProducer
 from plugins.redis.pubsub import out, producing, subscribed, url_of
@@ -104,6 +112,23 @@ async def test_emits_wait_while_there_is_no_connection(own_redis: Redis, unique_
             await asyncio.to_thread(proxy.restore)
             assert (await waiting)["receivers"] == 1
             assert len(await consumer.receive(10)) == 1
+
+
+async def test_what_had_no_connection_until_its_deadline_was_not_sent(
+    own_redis: Redis, unique_name: str
+) -> None:
+    """An emit, and a batch, say so: they may be emitted again."""
+    kind = numbered(unique_name)
+    with own_redis.proxy() as proxy:
+        url = url_of(own_redis, port=proxy.port)
+        async with EventEmitter.from_url(url, timeout=0.5) as emitter:
+            await asyncio.to_thread(proxy.refuse)
+            with pytest.raises(EmitRejected) as raised:
+                await emitter.emit(kind())
+            assert raised.value.retriable
+            with pytest.raises(EmitManyError) as all_failed:
+                await emitter.emit_many([kind(lane=1), kind(lane=1), kind(lane=2)])
+            assert all(isinstance(each, EmitRejected) for each in all_failed.value.results)
 
 
 async def test_a_cut_connection_leaves_the_outcome_unknown(

@@ -136,7 +136,6 @@ class Subscriber:
             while True:
                 if not room.is_set():
                     self._was_full = True
-                    self._sign.set()
                     await room.wait()
                 try:
                     told = await read(disable_decoding=True)
