@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from brokers.fixtures import started
 from brokers.redis import Redis
 from dispytch.testing.conformance import BackendConformance, Network
 
@@ -13,16 +12,9 @@ pytest.importorskip("redis")
 pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 
 
-@pytest.fixture(scope="module")
-def own_redis() -> Iterator[Redis]:
-    """One that refuses texts of more than 2 MB; its default are 512 MB."""
-    with started(lambda: Redis(config={"proto-max-bulk-len": "2mb"})) as broker:
-        yield broker
-
-
 class TestRedis(BackendConformance):
     backend = "redis"
-    oversize = 3_000_000
+    oversize = 17 * 1024 * 1024
 
     @pytest.fixture
     def url(self, own_redis: Redis) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from brokers.kafka_access import KafkaAccess
 from brokers.rabbitmq_access import RabbitMQAccess
+from brokers.redis_access import RedisAccess
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -36,15 +37,22 @@ SNIPPETS = _snippets()
 
 
 @pytest.fixture(scope="module")
-def brokers(kafka_broker: KafkaAccess, rabbitmq_broker: RabbitMQAccess) -> dict[str, str]:
+def brokers(
+    kafka_broker: KafkaAccess, rabbitmq_broker: RabbitMQAccess, redis_broker: RedisAccess
+) -> dict[str, str]:
     """The environment of a snippet: addresses, behind which the topic `user_events` exists."""
     kafka_broker.create_topic("user_events")
     rabbitmq_broker.declare_queue("user_events")
-    return {"KAFKA_URL": kafka_broker.url, "RABBITMQ_URL": rabbitmq_broker.url}
+    return {
+        "KAFKA_URL": kafka_broker.url,
+        "RABBITMQ_URL": rabbitmq_broker.url,
+        "REDIS_URL": redis_broker.url,
+    }
 
 
 @pytest.mark.kafka
 @pytest.mark.rabbitmq
+@pytest.mark.redis
 @pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(code: str, brokers: dict[str, str], tmp_path: Path) -> None:
     """A reader who copies a snippet sees it work; the brokers' addresses are those of the tests."""
@@ -53,8 +61,15 @@ def test_snippet_runs(code: str, brokers: dict[str, str], tmp_path: Path) -> Non
 
 @pytest.mark.kafka
 @pytest.mark.rabbitmq
+@pytest.mark.redis
 @pytest.mark.parametrize(
-    "url", ["memory://demo", "kafka://localhost:9092", "amqp://guest:guest@localhost/"]
+    "url",
+    [
+        "memory://demo",
+        "kafka://localhost:9092",
+        "amqp://guest:guest@localhost/",
+        "redis://localhost:6379",
+    ],
 )
 def test_first_example_needs_another_url_alone(
     url: str, brokers: dict[str, str], tmp_path: Path
@@ -69,6 +84,7 @@ def test_first_example_needs_another_url_alone(
 def _run(code: str, brokers: dict[str, str], folder: Path) -> str:
     code = code.replace("kafka://localhost:9092", brokers["KAFKA_URL"])
     code = code.replace("amqp://guest:guest@localhost/", brokers["RABBITMQ_URL"])
+    code = code.replace("redis://localhost:6379", brokers["REDIS_URL"])
     environment = {**os.environ, **brokers, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", code],

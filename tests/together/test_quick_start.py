@@ -76,7 +76,8 @@ async def _bills(printed: asyncio.StreamReader, count: int) -> list[str]:
 
 @pytest.mark.kafka
 @pytest.mark.rabbitmq
-@pytest.mark.parametrize("backend", ["memory", "sqlite", "kafka", "rabbitmq"])
+@pytest.mark.redis
+@pytest.mark.parametrize("backend", ["memory", "sqlite", "kafka", "rabbitmq", "redis"])
 async def test_application_needs_another_url_alone(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

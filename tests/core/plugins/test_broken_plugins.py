@@ -201,6 +201,9 @@ def test_missing_backend_of_ours_says_which_package(site: Any):
 assert "pip install dispytch-kafka" in str(raised(plugins.get_backend, "kafka"))
 assert "pip install dispytch-kafka" in str(raised(plugins.backend_for_url, "kafka+ssl://h"))
 assert "pip install dispytch-rabbitmq" in str(raised(plugins.backend_for_url, "amqp://h"))
+assert "pip install dispytch-redis" in str(raised(plugins.get_backend, "redis+pubsub"))
+for scheme in ("redis", "rediss", "redis+pubsub", "rediss+pubsub"):
+    assert "pip install dispytch-redis" in str(raised(plugins.backend_for_url, scheme + "://h"))
 error = str(raised(plugins.get_backend, "kafak"))
 assert "did you mean 'kafka'? (pip install dispytch-kafka)" in error, error
 """,

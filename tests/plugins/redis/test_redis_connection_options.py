@@ -129,6 +129,7 @@ def test_nothing_need_be_named() -> None:
         "shards": 16,
         "begin": "first",
         "lease": 10.0,
+        "max_event_bytes": 16 * 1024 * 1024,
     }
 
 
@@ -146,7 +147,13 @@ def test_every_option_can_be_given_in_a_url(tmp_path: Path) -> None:
         "reconnect_interval": 0.1,
         "client_name": "orders-1",
     }
-    log = {"prefix": "shop:é", "shards": 256, "begin": "latest", "lease": 0.5}
+    log = {
+        "prefix": "shop:é",
+        "shards": 256,
+        "begin": "latest",
+        "lease": 0.5,
+        "max_event_bytes": 1024,
+    }
     for scheme, given in (
         ("rediss", {**server, **log}),
         ("rediss+pubsub", {**server, "channel_prefix": "shop."}),
@@ -186,6 +193,7 @@ def test_every_option_can_be_given_in_a_url(tmp_path: Path) -> None:
         ("lease", "0.4", "greater than or equal to 0.5"),
         ("lease", "3601", "less than or equal to 3600"),
         ("lease", "nan", "finite"),
+        ("max_event_bytes", "1023", "greater than or equal to 1024"),
     ],
 )
 def test_a_wrong_option_is_named_with_what_was_expected(

@@ -3,9 +3,12 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from brokers.fixtures import started
 from brokers.process import free_port
@@ -14,17 +17,21 @@ from brokers.redis import LIMITED, PASSWORD, USER, Redis
 pytest.importorskip("redis")
 
 from redis import exceptions
-from redis.asyncio import Connection, SSLConnection
 
-from dispytch import EmitRejected, EmitUnknown
+from dispytch import ConnectError, EmitRejected, EmitUnknown
+from dispytch.url import connect
+from dispytch_redis import RedisConnection
 from dispytch_redis.errors import (
+    BACKEND,
     MEANINGS,
     Meaning,
+    as_connect_error,
     as_emit_error,
     connect_problem,
     described,
     meaning_of,
 )
+from dispytch_redis.opening import close, open_connection
 
 
 def reply(text: str) -> Exception:
@@ -87,7 +94,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
     """An error reply means that nothing was stored; only what is for now may be tried again."""
     error = reply(text)
     assert meaning_of(error) is meaning
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitRejected)
     assert failure.retriable == (meaning is Meaning.BUSY)
     assert failure.__cause__ is error
@@ -108,7 +115,7 @@ def test_a_reply_is_certain(text: str, meaning: Meaning) -> None:
 def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
     """The command may have been executed."""
     assert meaning_of(error) is Meaning.LOST
-    failure = as_emit_error(error, None)
+    failure = as_emit_error(error)
     assert isinstance(failure, EmitUnknown)
     assert failure.retriable
     assert failure.__cause__ is error
@@ -116,7 +123,7 @@ def test_a_reply_that_does_not_come_leaves_it_open(error: Exception) -> None:
 
 def test_what_can_not_be_written_is_rejected() -> None:
     """It never left, and would not the next time."""
-    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"), None)
+    failure = as_emit_error(exceptions.DataError("Invalid input of type: 'NoneType'"))
     assert isinstance(failure, EmitRejected)
     assert not failure.retriable
 
@@ -152,17 +159,13 @@ def test_an_error_without_a_text_has_a_name() -> None:
 # Connecting
 
 
-async def problem(kind: type[Connection] = Connection, **settings: Any) -> tuple[str, bool]:
+async def problem(url: str) -> ConnectError:
     """What connecting meets."""
-    settings = {"host": "127.0.0.1", "protocol": 3, "socket_connect_timeout": 5.0, **settings}
-    connection = kind(**settings)
-    try:
-        await connection.connect()
-    except tuple(MEANINGS) as error:
-        return connect_problem(error, settings.get("username"))
-    finally:
-        await connection.disconnect(nowait=True)
-    raise AssertionError("it was let in")
+    with pytest.raises(ConnectError) as caught:
+        await close(await open_connection(connect(url, RedisConnection), BACKEND))
+    error = caught.value
+    assert (error.__cause__, error.__context__) == (None, None)  # they could name the login
+    return error
 
 
 @pytest.fixture
@@ -181,22 +184,24 @@ async def no_redis() -> AsyncIterator[int]:
 
 @pytest.mark.redis
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("user", "password", "rest", "told"),
     [
-        ({"username": USER, "password": "wr0ng"}, "refused the user or the password"),
-        ({"username": "nobody", "password": "wr0ng"}, "refused the user or the password"),
-        ({"username": USER, "password": PASSWORD, "db": 99}, "no database of this number"),
+        (USER, "wr0ng", "", "refused the user or the password"),
+        ("nobody", "wr0ng", "", "refused the user or the password"),
+        (USER, PASSWORD, "/99", "no database of this number"),
+        (None, "wr0ng", "", "has no password"),
     ],
-    ids=["password", "user", "database"],
+    ids=["password", "user", "database", "no password"],
 )
 async def test_a_refused_login_is_final(
-    own_redis: Redis, settings: dict[str, Any], told: str
+    own_redis: Redis, user: str | None, password: str, rest: str, told: str
 ) -> None:
     """Trying again would not help, and no secret is repeated."""
-    text, retriable = await problem(port=own_redis.port, **settings)
-    assert told in text
-    assert not retriable
-    assert not any(secret in text for secret in (USER, PASSWORD, "wr0ng", "nobody"))
+    login = f"{quote(user or '', safe='')}:{quote(password, safe='')}"
+    error = await problem(f"redis://{login}@127.0.0.1:{own_redis.port}{rest}")
+    assert told in str(error)
+    assert not error.retriable
+    assert not any(secret in str(error) for secret in (USER, PASSWORD, "wr0ng", "nobody"))
 
 
 @pytest.mark.redis
@@ -204,32 +209,30 @@ async def test_a_right_that_is_missing_is_named(own_redis: Redis) -> None:
     """What the server tells of it, without the user's name."""
     own_redis.call("ACL", "SETUSER", LIMITED, "-select")
     try:
-        text, retriable = await problem(
-            port=own_redis.port, username=LIMITED, password=PASSWORD, db=1
-        )
+        error = await problem(f"{own_redis.limited_url}/1")
     finally:
         own_redis.call("ACL", "SETUSER", LIMITED, "+select")
-    assert "no permissions to run the 'select' command" in text
-    assert LIMITED not in text
-    assert not retriable
+    assert "no permissions to run the 'select' command" in str(error)
+    assert LIMITED not in str(error)
+    assert not error.retriable
 
 
 @pytest.mark.redis
 async def test_tls_where_there_is_none_is_guessed(own_redis: Redis) -> None:
     """A server without TLS waits for the end of a command that never comes."""
-    told = await problem(SSLConnection, port=own_redis.port, socket_connect_timeout=0.5)
-    assert told == (
-        "no answer in time; if it has no TLS on this port, write redis for rediss in the URL",
-        True,
-    )
+    url = own_redis.url_for(scheme="rediss")
+    error = await problem(f"{url}?connect_timeout=0.5")
+    assert "no answer in time" in str(error)
+    assert "write redis for rediss" in str(error)
+    assert error.retriable
 
 
 @pytest.mark.redis
 async def test_a_server_that_wants_tls_is_guessed(own_redis: Redis) -> None:
     """It hangs up on who speaks without."""
-    text, retriable = await problem(port=own_redis.tls_port)
-    assert "it may want TLS (rediss)" in text
-    assert retriable
+    error = await problem(own_redis.url_for(port=own_redis.tls_port))
+    assert "it may want TLS (rediss)" in str(error)
+    assert error.retriable
 
 
 @pytest.mark.redis
@@ -237,35 +240,79 @@ async def test_a_frozen_server_gives_no_answer(own_redis: Redis) -> None:
     """It may thaw; of TLS there is no word."""
     own_redis.freeze()
     try:
-        told = await problem(port=own_redis.port, socket_timeout=0.5)
+        error = await problem(f"{own_redis.url}?connect_timeout=0.5")
     finally:
         own_redis.thaw()
-    assert told == ("no answer in time", True)
+    assert str(error).endswith("no answer in time")
+    assert error.retriable
 
 
 @pytest.mark.redis
 async def test_an_unknown_authority_is_final(own_redis: Redis) -> None:
     """The option to name it is told."""
-    text, retriable = await problem(SSLConnection, port=own_redis.tls_port)
-    assert "certificate is refused: self-signed certificate" in text
-    assert "cafile" in text
-    assert not retriable
+    error = await problem(own_redis.tls_url)
+    assert "certificate is refused: self-signed certificate" in str(error)
+    assert "cafile" in str(error)
+    assert not error.retriable
+
+
+@pytest.mark.redis
+async def test_a_known_authority_lets_us_in(own_redis: Redis) -> None:
+    """By TLS, with the authority and a login."""
+    url = own_redis.url_for(user=USER, port=own_redis.tls_port, scheme="rediss")
+    settings = connect(f"{url}?cafile={own_redis.certificates.ca}", RedisConnection)
+    await close(await open_connection(settings, BACKEND))
+
+
+@pytest.mark.parametrize("option", ["cafile", "certfile"])
+async def test_a_file_for_tls_that_is_none_is_told(option: str, tmp_path: Path) -> None:
+    """Before anything is connected, and not as a failure of the server's."""
+    (tmp_path / "empty.pem").touch()
+    error = await problem(f"rediss://127.0.0.1:{free_port()}?{option}={tmp_path}/empty.pem")
+    assert "cafile, certfile or keyfile can't be used: SSLError" in str(error)
+    assert not error.retriable
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("given", ["", "&keyfile_password=wr0ng", "&keyfile_password=s3cret"])
+async def test_a_key_file_needs_its_password(
+    strict_redis: Redis, given: str, tmp_path: Path
+) -> None:
+    """A wrong one is told and not repeated; without one nobody is asked on the terminal."""
+    own = strict_redis.certificates
+    key = tmp_path / "locked.key"
+    key.write_bytes(_locked(own.client.key.read_bytes(), b"s3cret"))
+    query = f"cafile={own.ca}&certfile={own.client.cert}&keyfile={key}{given}"
+    url = strict_redis.url_for(user=USER, port=strict_redis.tls_port, scheme="rediss")
+    if given.endswith("s3cret"):
+        await close(await open_connection(connect(f"{url}?{query}", RedisConnection), BACKEND))
+        return
+    error = await problem(f"{url}?{query}")
+    assert "cafile, certfile or keyfile can't be used: SSLError" in str(error)
+    assert "wr0ng" not in str(error)
+
+
+def _locked(key: bytes, password: bytes) -> bytes:
+    """The same key, encrypted."""
+    loaded = serialization.load_pem_private_key(key, None)
+    return loaded.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(password),
+    )
 
 
 @pytest.mark.redis
 async def test_too_many_clients_may_pass(own_redis: Redis) -> None:
-    """Others may leave."""
+    """Others may leave; the server hangs up, and its reason does not always arrive first."""
     own_redis.call("CONFIG", "SET", "maxclients", 1)
-    others = [Connection(host="127.0.0.1", port=own_redis.port) for _ in range(2)]
+    other = await asyncio.open_connection("127.0.0.1", own_redis.port)
     try:
-        for other in others:
-            await asyncio.wait([asyncio.ensure_future(other.connect())])
-        text, retriable = await problem(port=own_redis.port)
+        error = await problem(own_redis.url)
     finally:
-        for other in others:
-            await other.disconnect()
-    assert "max number of clients reached" in text
-    assert retriable
+        other[1].close()
+    assert "clients" in str(error)
+    assert error.retriable
 
 
 @pytest.fixture(scope="module")
@@ -278,54 +325,51 @@ def strict_redis() -> Any:
 @pytest.mark.redis
 async def test_a_certificate_that_is_wanted_is_told(strict_redis: Redis) -> None:
     """With the option that names one, whether its reason or its hanging up comes first."""
-    text, _ = await problem(
-        SSLConnection, port=strict_redis.tls_port, ssl_ca_certs=str(strict_redis.certificates.ca)
-    )
-    assert "certfile" in text
+    error = await problem(f"{strict_redis.tls_url}?cafile={strict_redis.certificates.ca}")
+    assert "certfile" in str(error)
 
 
 @pytest.mark.redis
 async def test_a_login_that_is_wanted_is_told(strict_redis: Redis) -> None:
     """Who gave none is told where it stands in the URL."""
-    strict_redis.call("ACL", "SETUSER", "default", "off")
-    # Nobody may log in without a user any more: the server ends with the module.
-    text, retriable = await problem(port=strict_redis.port)
-    assert "put user:password@ before the host" in text
-    assert not retriable
+    strict_redis.call("ACL", "SETUSER", "default", "off")  # for ever: it ends with the module
+    error = await problem(strict_redis.url)
+    assert "put user:password@ before the host" in str(error)
+    assert not error.retriable
 
 
 async def test_something_else_than_redis_is_final(no_redis: int) -> None:
     """Its answer is not repeated."""
-    assert await problem(port=no_redis) == ("what answers there is not Redis", False)
+    error = await problem(f"redis://127.0.0.1:{no_redis}")
+    assert str(error).endswith("what answers there is not Redis")
+    assert not error.retriable
 
 
 async def test_something_else_than_tls_is_final(no_redis: int) -> None:
     """Whoever answers plainly has no TLS there."""
-    text, retriable = await problem(SSLConnection, port=no_redis)
-    assert "TLS failed: WRONG_VERSION_NUMBER" in text
-    assert not retriable
+    error = await problem(f"rediss://127.0.0.1:{no_redis}")
+    assert "TLS failed: WRONG_VERSION_NUMBER" in str(error)
+    assert not error.retriable
 
 
-async def test_a_server_that_is_not_there_may_come() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+async def test_a_server_that_is_not_there_may_come(host: str) -> None:
     """Neither a refused connection nor an unknown name is final."""
     port = free_port()
-    text, retriable = await problem(port=port)
-    assert str(port) in text
-    assert retriable
-    text, retriable = await problem(host="no-such-host.invalid", port=port)
-    assert "no-such-host.invalid" in text
-    assert retriable
+    error = await problem(f"redis://{host}:{port}")
+    assert f"{host}:{port}" in str(error)
+    assert error.retriable
 
 
 @pytest.mark.parametrize(
     ("error", "told", "retriable"),
     [
-        (reply("ERR unknown command `HELLO`, with args beginning with: `3`, "), "Redis 6", False),
         (reply("ERR SELECT is not allowed in cluster mode"), "Redis Cluster", False),
-        (reply("NOAUTH Authentication required."), "user:password@", False),
+        (reply("ERR unknown command 'SELECT'"), "unknown command 'SELECT'", False),
         (reply("LOADING Redis is loading the dataset in memory"), "loading", True),
         (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "EOF", True),
         (exceptions.ConnectionError("Connection closed by server."), "hung up", True),
+        (exceptions.ConnectionError("Error while writing to socket."), "hung up", True),
     ],
 )
 def test_what_a_server_tells_when_connecting_is_advice(
@@ -335,3 +379,18 @@ def test_what_a_server_tells_when_connecting_is_advice(
     text, may_pass = connect_problem(error, None)
     assert told in text
     assert may_pass == retriable
+
+
+@pytest.mark.parametrize(
+    ("error", "retriable"),
+    [
+        (reply("NOPERM this user has no permissions"), False),
+        (reply("OOM command not allowed"), True),
+        (exceptions.TimeoutError("Timeout reading"), True),
+    ],
+)
+def test_who_listens_is_told_as_well(error: Exception, retriable: bool) -> None:
+    """A refusal that lasts ends a consumer; all else may pass."""
+    failure = as_connect_error(error, "redis+pubsub")
+    assert str(failure).startswith("redis+pubsub: ")
+    assert failure.retriable == retriable

@@ -10,10 +10,10 @@ from redis.exceptions import RedisError
 from dispytch import EmitRejected, Outgoing
 from dispytch.producer import Outcome, held_back, past_deadline, too_late
 from dispytch_redis.entry import fields_of
-from dispytch_redis.errors import as_emit_error
+from dispytch_redis.errors import NotSentError, WireError, as_emit_error
 from dispytch_redis.script import APPEND
 from dispytch_redis.topics import Topic, stream_of
-from dispytch_redis.wire import Argument, NotSentError, WireError
+from dispytch_redis.wire import Argument
 
 if TYPE_CHECKING:
     from dispytch_redis.producer import RedisProducer
@@ -72,6 +72,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
             if key is not None and key in failed:
                 outcomes[index] = held_back(key)
                 continue
+            producer.check_size(out)
             topic = await _topic(producer, out)
         except EmitRejected as error:
             outcomes[index] = error
@@ -82,7 +83,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
         lane.items.append(_Item(index, out, key, fields))
     async with asyncio.TaskGroup() as group:
         for lane in lanes.values():
-            group.create_task(_append(producer, lane, outcomes, failed))
+            group.create_task(_append(producer, lane, outcomes))
     return outcomes
 
 
@@ -97,24 +98,22 @@ async def _topic(producer: "RedisProducer", out: Outgoing) -> Topic:
         raise too_late() from error
 
 
-async def _append(
-    producer: "RedisProducer", lane: _Lane, outcomes: list[Outcome], failed: set[Hashable]
-) -> None:
+async def _append(producer: "RedisProducer", lane: _Lane, outcomes: list[Outcome]) -> None:
+    failed: set[bytes | None] = set()  # keys; those of a lane are in no other
     for step in lane.steps():
-        wanted = [item for item in step if item.key is None or item.key not in failed]
+        wanted: list[_Item] = []
         for item in step:
             if item.key is not None and item.key in failed:
                 outcomes[item.index] = held_back(item.key)
+            else:
+                wanted.append(item)
         told = await _append_step(producer, lane, wanted) if wanted else []
-        count = 0
         for item, outcome in zip(wanted, told, strict=True):
             outcomes[item.index] = outcome
             if isinstance(outcome, BaseException):
                 failed.add(item.key)
-            else:
-                count += 1
-        if count:
-            producer.appended(wanted[0].out.config, lane.topic, lane.stream, count)
+        if stored := [item for item in wanted if not isinstance(outcomes[item.index], Exception)]:
+            producer.appended(stored[-1].out.config, lane.topic, lane.stream, len(stored))
 
 
 async def _append_step(
@@ -140,10 +139,10 @@ async def _append_step(
     except EmitRejected as error:
         return [error] * len(items)
     except (RedisError, WireError) as error:
-        return [as_emit_error(error, producer.login) for _ in items]
+        return [as_emit_error(error) for _ in items]
     outcomes: list[Outcome] = [{"stream": name, "id": entry.decode()} for entry in ids]
     if rest:
-        outcomes.append(as_emit_error(rest[0], producer.login))
+        outcomes.append(as_emit_error(rest[0]))
         outcomes += [
             EmitRejected("not sent: an event before it in the batch failed", retriable=True)
             for _ in items[len(outcomes) :]

@@ -205,6 +205,14 @@ class RedisConnection(RedisServer):
         "or stands still had. Default: 10.",
     )
 
+    max_event_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=1024,
+        le=512 * 1024 * 1024,
+        description="The largest event that is taken, in bytes. A server that takes less "
+        "(proto-max-bulk-len) hangs up on a larger one. Default: 16 MiB.",
+    )
+
     def begins_at(self) -> str:
         """`begin` as the id that XGROUP CREATE takes: a group gets what comes after it."""
         begin: Any = self.begin

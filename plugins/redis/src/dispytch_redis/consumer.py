@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from dispytch import ConfigError, ConnectError, Consumer, Delivery, Subscription
 from dispytch_redis.connection import RedisConnection
-from dispytch_redis.errors import BACKEND, as_connect_error
+from dispytch_redis.errors import BACKEND, WireError, as_connect_error
 from dispytch_redis.following import Follower
 from dispytch_redis.keys import Keys
 from dispytch_redis.link import Link
@@ -21,7 +21,7 @@ from dispytch_redis.reading import Reader
 from dispytch_redis.settling import Settling
 from dispytch_redis.shard import RedisDelivery
 from dispytch_redis.subscribed import Subscribed
-from dispytch_redis.wire import Wire, WireError
+from dispytch_redis.wire import Wire
 
 __all__ = ["RedisConsumer"]
 
@@ -83,7 +83,7 @@ class RedisConsumer(Consumer):
         except BaseException:
             await self._link.close()
             raise
-        self._settling = Settling(self._link, self._connection.login, self._wake)
+        self._settling = Settling(self._link, self._wake)
         self._ready.clear()
         self._reader = self._membership = None
 
@@ -107,7 +107,7 @@ class RedisConsumer(Consumer):
                 self._reader = follower
                 return
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self._connection.login) from error
+            raise as_connect_error(error) from error
         self._settling.group, self._settling.keys = group, self._keys.group(group)
         self._membership = Membership(
             self._link,
@@ -127,16 +127,16 @@ class RedisConsumer(Consumer):
             ConnectError: there is no connection, or the server refuses to be read.
         """
         while True:
-            while self._ready:
-                count = min(limit, len(self._ready))
-                taken = [self._ready.popleft() for _ in range(count)]
-                if taken := [each for each in taken if not each.lost]:
-                    return taken
-            if self._fetching is None:
-                self._fetching = asyncio.create_task(self._fetch(limit))
-            await asyncio.wait((self._fetching,))
-            fetching, self._fetching = self._fetching, None
-            if fetching is not None and not fetching.cancelled():
+            taken: list[Delivery] = []
+            while self._ready and len(taken) < limit:
+                if not (delivery := self._ready.popleft()).lost:
+                    taken.append(delivery)
+            if taken:
+                return taken
+            fetching = self._fetching = self._fetching or asyncio.create_task(self._fetch(limit))
+            await asyncio.wait((fetching,))
+            self._fetching = None
+            if not fetching.cancelled():  # else it was stopped meanwhile
                 fetching.result()
 
     async def _fetch(self, limit: int) -> None:
@@ -155,18 +155,14 @@ class RedisConsumer(Consumer):
             if self._ready:
                 return
             marks = {**reader.marks(), **self._topics.marks()}
-            if self._membership is not None:
-                marks[self._settling.keys.changes] = self._membership.change
             came = await self._news.wait(marks, reader.next_due())
-            if self._membership is not None:
-                self._membership.look(came.get(self._settling.keys.changes, self._membership.change))
-            if (fresh := await self._topics.look(wire, came)) and self._membership is not None:
-                self._membership.add(fresh)
-            elif fresh and isinstance(reader, Follower):
+            if self._settling.keys.changes in came:
+                reader.look()
+            if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
         except (RedisError, WireError) as error:
             reader.look_again()
-            raise as_connect_error(error, self._connection.login) from error
+            raise as_connect_error(error) from error
 
     async def stop(self) -> None:
         """Give back what is not settled, leave the group, disconnect."""
@@ -203,7 +199,7 @@ class RedisConsumer(Consumer):
         try:
             await wire.call("PING")
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self._connection.login) from error
+            raise as_connect_error(error) from error
 
     async def backlog(self) -> int | None:
         """How many events wait for this group, those under way included; None: not known.
@@ -216,7 +212,7 @@ class RedisConsumer(Consumer):
         try:
             return await self._topics.backlog(self._opened())
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self._connection.login) from error
+            raise as_connect_error(error) from error
 
     def _opened(self) -> Wire:
         if not self._link.is_kept:

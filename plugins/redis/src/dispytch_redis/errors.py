@@ -17,15 +17,29 @@ __all__ = [
     "MEANINGS",
     "PUBSUB",
     "Meaning",
+    "NotSentError",
+    "WireError",
     "as_connect_error",
     "as_emit_error",
     "connect_problem",
     "described",
     "meaning_of",
+    "without_login",
 ]
 
 BACKEND = "redis"
 PUBSUB = "redis+pubsub"
+
+
+class WireError(Exception):
+    """The connection ended before the reply: the command may have been executed."""
+
+
+class NotSentError(WireError):
+    """It ended before anything of the command was sent: it certainly was not executed."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no connection")
 
 
 class Meaning(Enum):
@@ -93,11 +107,10 @@ _TOO_MANY = "max number of clients reached"  # a plain ConnectionError, but a re
 
 _ADVICE = {  # by what a text holds, when connecting
     "invalid username-password": "the server refused the user or the password",
-    "HELLO must be called": "the server wants a login: put user:password@ before the host",
     "Authentication required": "the server wants a login: put user:password@ before the host",
+    "without any password configured": "the server has no password: leave it out of the URL",
     "DB index is out of range": "the server has no database of this number",
     "SELECT is not allowed in cluster": "it is a Redis Cluster, which is not supported",
-    "unknown command": "the server does not know HELLO: it must be Redis 6 or later",
     "CERTIFICATE_REQUIRED": "the server wants a client's certificate: see the option certfile",
 }
 
@@ -112,7 +125,7 @@ def meaning_of(error: BaseException) -> Meaning | None:
     return next((MEANINGS[cls] for cls in type(error).__mro__ if cls in MEANINGS), None)
 
 
-def described(error: BaseException, login: str | None) -> str:
+def described(error: BaseException, login: str | None = None) -> str:
     """An error in one line, without the user's name, and without what a command carried."""
     name = type(error).__name__
     if isinstance(error, exceptions.InvalidResponse):  # it holds what came instead
@@ -121,14 +134,26 @@ def described(error: BaseException, login: str | None) -> str:
         return f"{name}: it is a Redis Cluster, which is not supported"
     text = " ".join(str(error).split())
     text = re.sub(r",? with args beginning with.*", "", text)
-    if login:
-        text = re.sub(rf"(?<!\w){re.escape(login)}(?!\w)", "***", text)
+    if isinstance(error, WireError):
+        return text
+    text = _hidden(text, login) if login else text
     return f"{name}: {text}" if text else name
 
 
-def as_emit_error(error: BaseException, login: str | None) -> EmitError:
+def _hidden(text: str, login: str) -> str:
+    return re.sub(rf"(?<!\w){re.escape(login)}(?!\w)", "***", text)
+
+
+def without_login(error: Exception, login: str | None) -> Exception:
+    """The same error, where need be without the user's name: some replies tell it."""
+    if login and login in str(error):
+        return type(error)(_hidden(str(error), login))
+    return error
+
+
+def as_emit_error(error: BaseException) -> EmitError:
     """The outcome of an event whose command was answered by an error, or not at all."""
-    meaning, told = meaning_of(error), described(error, login)
+    meaning, told = meaning_of(error), described(error)
     failure: EmitError
     if meaning in {Meaning.REFUSED, Meaning.LOGIN_REFUSED}:
         failure = EmitRejected(f"refused by the server: {told}")
@@ -142,15 +167,15 @@ def as_emit_error(error: BaseException, login: str | None) -> EmitError:
     return failure
 
 
-def as_connect_error(error: BaseException, login: str | None, backend: str = BACKEND) -> ConnectError:
+def as_connect_error(error: BaseException, backend: str = BACKEND) -> ConnectError:
     """What to raise where the server refused something other than an event, or did not answer."""
     lasting = meaning_of(error) in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
-    return ConnectError(
-        f"{backend}: {described(error, login)}", backend=backend, retriable=not lasting
-    )
+    return ConnectError(f"{backend}: {described(error)}", backend=backend, retriable=not lasting)
 
 
-def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]:
+def connect_problem(
+    error: BaseException, login: str | None, *, tls: bool = False
+) -> tuple[str, bool]:
     """Why a connection could not be opened, and whether trying again may help."""
     text, meaning = str(error), meaning_of(error)
     for part, advice in _ADVICE.items():
@@ -161,11 +186,11 @@ def connect_problem(error: BaseException, login: str | None) -> tuple[str, bool]
     if isinstance(error, exceptions.InvalidResponse):
         return "what answers there is not Redis", False
     if isinstance(error, exceptions.TimeoutError | TimeoutError):
-        # Without TLS connecting is over before the first reply is awaited: redis-py tells which.
         advice = "; if it has no TLS on this port, write redis for rediss in the URL"
-        return f"no answer in time{advice if 'connecting' in text else ''}", True
-    if "closed by server" in text or "while reading" in text:
-        return "the server hung up: it may want TLS (rediss) or a certificate (certfile)", True
+        return f"no answer in time{advice if tls else ''}", True
+    if any(part in text for part in ("closed by server", "while reading", "while writing")):
+        wanted = "a client's certificate (certfile)" if tls else "TLS (rediss)"
+        return f"the server hung up: it may want {wanted}, or have too many clients", True
     lasting = meaning in {Meaning.REFUSED, Meaning.LOGIN_REFUSED, Meaning.INVALID}
     return described(error, login), not lasting
 

@@ -99,5 +99,8 @@ class Follower:
     def next_due(self) -> None:
         """Nothing is put off on the server."""
 
+    def look(self) -> None:
+        """There is no group that could have changed."""
+
     def look_again(self) -> None:
         """A reply was lost: nothing is, as we know up to where we have read."""

@@ -4,18 +4,17 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 
 from redis.exceptions import RedisError
 
 from dispytch import ConnectError
-from dispytch_redis.errors import as_connect_error
+from dispytch_redis.errors import WireError, as_connect_error
 from dispytch_redis.keys import Keys
 from dispytch_redis.link import Link
 from dispytch_redis.script import BALANCE, LEAVE, RELEASE
 from dispytch_redis.settling import Settling
 from dispytch_redis.shard import Shard
-from dispytch_redis.wire import Wire, WireError
+from dispytch_redis.wire import Argument, Wire
 
 __all__ = ["Membership"]
 
@@ -79,7 +78,7 @@ class Membership:
         try:
             await self._balance(wire)
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self._settling.login) from error
+            raise as_connect_error(error) from error
         self._keeper = self._loop.create_task(self._keep())
 
     def add(self, topics: dict[str, int]) -> None:
@@ -137,7 +136,7 @@ class Membership:
             except WireError:
                 pass  # the link tells
             except RedisError as error:
-                self.problem = as_connect_error(error, self._settling.login)
+                self.problem = as_connect_error(error)
             except Exception:
                 logger.exception("redis: a mistake while renewing the lease")
             if self._loop.time() > self._renewed_at + self._lease:
@@ -160,7 +159,9 @@ class Membership:
         settling, keys, before = self._settling, self._settling.keys, self._loop.time()
         if self._is_new:
             settling.member = uuid.uuid4().hex
-        topics = chain.from_iterable((name, count) for name, (_, count) in self._topics.items())
+        topics: list[Argument] = []
+        for name, (_, count) in self._topics.items():
+            topics += (name, count)
         told = await BALANCE.run(
             wire,
             [keys.members, keys.subscriptions, keys.owners, keys.changes],
@@ -177,9 +178,8 @@ class Membership:
         self.change = told[0].decode()
         if len(told) > 1:
             self._take({name.decode() for name in told[1]})
-            surplus = [each.decode() if isinstance(each, bytes) else each for each in told[2]]
-            for name, count in zip(surplus[::2], surplus[1::2], strict=True):
-                self._give_away(self._topics[name][0], count)
+            for name, count in zip(told[2][::2], told[2][1::2], strict=True):
+                self._give_away(self._topics[name.decode()][0], count)
 
     def _expelled(self) -> None:
         """We were taken for dead: what we had is with others. Come back as somebody else."""

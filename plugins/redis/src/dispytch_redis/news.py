@@ -1,4 +1,4 @@
-"""News: waits until there is something to read, on a connection of its own, as waiting blocks it."""
+"""News: waits until there is something to read, on a connection of its own: waiting blocks it."""
 
 import asyncio
 import contextlib
@@ -7,10 +7,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from dispytch_redis.errors import BACKEND
 from dispytch_redis.connection import RedisConnection
+from dispytch_redis.errors import BACKEND, WireError
 from dispytch_redis.link import Link
-from dispytch_redis.wire import WireError
 
 __all__ = ["News"]
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ssl
+from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Connection, SSLConnection
@@ -24,15 +26,21 @@ async def open_connection(settings: RedisServer, backend: str) -> Connection:
     Raises:
         ConnectError: it can't be reached, or refuses us; names no secrets.
     """
+    if settings.is_tls and (unusable := await asyncio.to_thread(_unusable, settings)):
+        raise ConnectError(
+            f"{backend}: cafile, certfile or keyfile can't be used: {unusable}",
+            backend=backend,
+            retriable=False,
+        )
     connection = _connection(settings)
     try:
         async with asyncio.timeout(settings.connect_timeout):
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             await _greet(connection)
     # On some versions of Python asyncio itself fails on a connection that is reset: AttributeError.
     except (RedisError, OSError, AttributeError) as error:
         await close(connection)
-        text, retriable = connect_problem(error, settings.login)
+        text, retriable = connect_problem(error, settings.login, tls=settings.is_tls)
     except BaseException:
         await close(connection)
         raise
@@ -75,11 +83,31 @@ def _connection(settings: RedisServer) -> Connection:
     }
     if not settings.is_tls:
         return Connection(**options)
-    password = settings.keyfile_password
     return SSLConnection(
-        ssl_ca_certs=settings.cafile and str(settings.cafile),
-        ssl_certfile=settings.certfile and str(settings.certfile),
-        ssl_keyfile=settings.keyfile and str(settings.keyfile),
-        ssl_password=password and password.get_secret_value(),
+        ssl_ca_certs=_text(settings.cafile),
+        ssl_certfile=_text(settings.certfile),
+        ssl_keyfile=_text(settings.keyfile),
+        ssl_password=_key_password(settings),
         **options,
     )
+
+
+def _unusable(settings: RedisServer) -> str | None:
+    """What is wrong with the files for TLS: redis-py would not tell it from a failed handshake."""
+    try:
+        context = ssl.create_default_context(cafile=settings.cafile)
+        if settings.certfile is not None:
+            context.load_cert_chain(settings.certfile, settings.keyfile, _key_password(settings))
+    except (OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _key_password(settings: RedisServer) -> str:
+    """Never None: OpenSSL would ask for one on the terminal."""
+    password = settings.keyfile_password
+    return "" if password is None else password.get_secret_value()
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Hashable, Sequence
-from typing import Any, Self
+from typing import Self
 
 from redis.exceptions import RedisError
 
@@ -14,12 +14,12 @@ from dispytch_redis.batching import send_batch
 from dispytch_redis.config import RedisEventConfig
 from dispytch_redis.connection import RedisConnection
 from dispytch_redis.entry import fields_of
-from dispytch_redis.errors import BACKEND, as_connect_error, as_emit_error
+from dispytch_redis.errors import BACKEND, NotSentError, WireError, as_connect_error, as_emit_error
 from dispytch_redis.keys import Keys
 from dispytch_redis.link import Link
 from dispytch_redis.topics import Topic, Topics, stream_of
 from dispytch_redis.trimming import Trimmer
-from dispytch_redis.wire import NotSentError, Wire, WireError
+from dispytch_redis.wire import Wire
 
 __all__ = ["RedisProducer"]
 
@@ -49,7 +49,7 @@ class RedisProducer(Producer):
                 f"RedisProducer takes a RedisConnection, not a {type(connection).__name__}; "
                 "or use EventEmitter.from_url('redis://localhost')"
             )
-        self.login = connection.login
+        self._largest = connection.max_event_bytes
         self._link = Link(connection, BACKEND)
         self._topics = Topics(Keys(connection.prefix), connection.shards)
         self._trimmer = Trimmer(self._link)
@@ -99,7 +99,7 @@ class RedisProducer(Producer):
         try:
             await wire.call("PING")
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self.login) from error
+            raise as_connect_error(error) from error
 
     def ordering_key(self, out: Outgoing, /) -> Hashable | None:
         """The config's `partition_key`, else the event's `__key__`."""
@@ -116,6 +116,18 @@ class RedisProducer(Producer):
                 this user; the event is too large.
             EmitUnknown: the connection ended before the reply.
         """
+        self.check_size(out)
+        return await self._append(out)
+
+    async def send_dead_letter(self, out: Outgoing, /) -> Details:
+        """Append to a dead-letter topic, however large: who emitted it may have another limit.
+
+        Raises:
+            EmitRejected, EmitUnknown: as for `send_message`.
+        """
+        return await self._append(out)
+
+    async def _append(self, out: Outgoing) -> Details:
         key, fields = fields_of(out)
         self._under_way += 1
         try:
@@ -131,7 +143,7 @@ class RedisProducer(Producer):
                     continue
                 break
         except (RedisError, WireError) as error:
-            raise as_emit_error(error, self.login) from error
+            raise as_emit_error(error) from error
         finally:
             self._done()
         self.appended(out.config, topic, stream)
@@ -151,6 +163,18 @@ class RedisProducer(Producer):
             self._done()
 
     # What `send_batch` needs, too
+
+    def check_size(self, out: Outgoing) -> None:
+        """Refuse what is too large.
+
+        Raises:
+            EmitRejected: it has more bytes than `max_event_bytes`.
+        """
+        if len(out.payload) > self._largest:
+            raise EmitRejected(
+                f"the event has {len(out.payload):,} bytes, the limit is {self._largest:,} "
+                "(max_event_bytes)"
+            )
 
     async def connected(self) -> Wire:
         """The connection; waits for one.
@@ -175,7 +199,7 @@ class RedisProducer(Producer):
         except WireError:
             return None
         except RedisError as error:
-            raise as_emit_error(error, self.login) from error
+            raise as_emit_error(error) from error
         except UnicodeEncodeError as error:
             raise EmitRejected("the topic holds what UTF-8 can't encode") from error
 
@@ -190,4 +214,3 @@ class RedisProducer(Producer):
         self._under_way -= 1
         if not self._under_way:
             self._idle.set()
-

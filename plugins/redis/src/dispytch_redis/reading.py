@@ -60,9 +60,19 @@ class Reader:
         return taken
 
     def marks(self) -> dict[str, str]:
-        """Up to where each stream was read."""
+        """What tells of something to do, and up to where it was read."""
         shards = self._membership.shards.values()
-        return {shard.stream: shard.last for shard in shards if shard.is_read and shard.last}
+        marks = {shard.stream: shard.last for shard in shards if shard.is_read and shard.last}
+        marks[self._settling.keys.changes] = self._membership.change
+        return marks
+
+    def look(self) -> None:
+        """The group has changed."""
+        self._membership.look()
+
+    def add(self, topics: dict[str, int]) -> None:
+        """Topics that are new; how many shards each has."""
+        self._membership.add(topics)
 
     def next_due(self) -> float | None:
         """When something is due that was put off, on the loop's clock."""
@@ -118,9 +128,7 @@ class Reader:
         }
         if times:
             keys = [self._settling.keys.owners, shard.stream, self._settling.keys.later(shard.name)]
-            told = await CLAIM.run(
-                wire, keys, group, self._settling.member, shard.name, *times
-            )
+            told = await CLAIM.run(wire, keys, group, self._settling.member, shard.name, *times)
             if told is None:
                 self._membership.lost(shard)
                 return

@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
 from dispytch import ConnectError, SettleError
-from dispytch_redis.errors import as_connect_error
 from dispytch_redis.entry import Message
+from dispytch_redis.errors import WireError, as_connect_error
 from dispytch_redis.keys import GroupKeys
 from dispytch_redis.link import Link
 from dispytch_redis.script import DONE, LATER
 from dispytch_redis.shard import RedisDelivery, Shard, written_again
-from dispytch_redis.wire import Wire, WireError
+from dispytch_redis.wire import Wire
 
 __all__ = ["Settling"]
 
@@ -48,18 +48,16 @@ class Settling:
 
     Args:
         link: to the server.
-        login: the user's name, which must not appear.
         wake: called when there is something to be delivered again, or a shard is free.
 
     Attributes:
-        login: as given.
         group: None: there is none, and nothing to be told.
         member: who we are in it.
         problem: what the server says to that; None: it takes it.
     """
 
-    def __init__(self, link: Link, login: str | None, wake: Callable[[], None]) -> None:
-        self._link, self.login, self._wake = link, login, wake
+    def __init__(self, link: Link, wake: Callable[[], None]) -> None:
+        self._link, self._wake = link, wake
         self._loop = asyncio.get_running_loop()
         self.group: str | None = None
         self.keys = GroupKeys("")
@@ -114,7 +112,7 @@ class Settling:
             except WireError:
                 continue  # telling it twice does no harm
             except RedisError as error:
-                raise SettleError(str(as_connect_error(error, self.login))) from error
+                raise SettleError(str(as_connect_error(error))) from error
             if due is None or shard.held.get(delivery.id) is not delivery:
                 break
             del shard.held[delivery.id]
@@ -154,9 +152,7 @@ class Settling:
 
     def _come_again(self, old: RedisDelivery) -> None:
         message = Message(old.payload, old.key, old.headers, None)
-        again = RedisDelivery(
-            old.shard, old.id, message, old.attempt + 1, is_retry=old.is_retry
-        )
+        again = RedisDelivery(old.shard, old.id, message, old.attempt + 1, is_retry=old.is_retry)
         if old.shard.is_ours:
             self._nacked.append(again)
             self._wake()
@@ -200,7 +196,7 @@ class Settling:
                 except WireError:
                     continue
                 except RedisError as error:
-                    self.problem = as_connect_error(error, self.login)
+                    self.problem = as_connect_error(error)
                     await asyncio.sleep(_PAUSE)
                     continue
                 self.problem = None

@@ -135,6 +135,4 @@ def written_again(delivery: RedisDelivery) -> str:
 def read_again(written: bytes) -> tuple[int, Headers]:
     """The same, read again: the attempt, and the headers."""
     attempt, pairs = json.loads(written)
-    return attempt, tuple(
-        (name, value.encode("utf-8", "surrogateescape")) for name, value in pairs
-    )
+    return attempt, tuple((name, value.encode("utf-8", "surrogateescape")) for name, value in pairs)

@@ -96,14 +96,13 @@ class Subscribed:
         if not self._patterns:
             return {}
         # First up to where there is news: what comes after that is seen again.
-        last: list[Any] = await wire.call(
-            "XREVRANGE", self._keys.new_topics, "+", "-", "COUNT", 1
-        )
+        last: list[Any] = await wire.call("XREVRANGE", self._keys.new_topics, "+", "-", "COUNT", 1)
         pairs: list[bytes] = await wire.call("HGETALL", self._keys.topics)
         fresh: dict[str, int] = {}
         for name, count in zip(pairs[::2], pairs[1::2], strict=True):
             topic = name.decode()
-            if topic not in self._topics and any(each.match(topic) for each in self._patterns):
+            is_wanted = any(each.match(topic) is not None for each in self._patterns)
+            if is_wanted and topic not in self._topics:
                 fresh[topic] = int(count)
         self._topics.update(fresh)
         self._seen = last[0][0].decode() if last else "0-0"

@@ -8,9 +8,9 @@ from redis.exceptions import RedisError
 
 from dispytch.fields import moment_of
 from dispytch_redis.config import RedisEventConfig
+from dispytch_redis.errors import WireError
 from dispytch_redis.link import Link
 from dispytch_redis.script import TRIM
-from dispytch_redis.wire import WireError
 
 __all__ = ["Trimmer"]
 
@@ -32,7 +32,9 @@ class Trimmer:
         self._left: dict[bytes, int] = {}
         self._trimming: dict[bytes, asyncio.Task[None]] = {}
 
-    def appended(self, stream: bytes, shards: int, config: RedisEventConfig, count: int = 1) -> None:
+    def appended(
+        self, stream: bytes, shards: int, config: RedisEventConfig, count: int = 1
+    ) -> None:
         """Events with this config were appended to a shard."""
         keep = None if config.maxlen is None else -(-config.maxlen // shards)
         left = self._left.get(stream, 0) - count

@@ -15,29 +15,18 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
-    RedisError,
     ResponseError,
 )
 
+from dispytch_redis.errors import NotSentError, WireError, without_login
 from dispytch_redis.opening import close
 
-__all__ = ["Argument", "NotSentError", "Wire", "WireError"]
+__all__ = ["Argument", "Wire"]
 
 Argument: TypeAlias = bytes | str | int
 
 _REPLIES = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 """What redis-py raises for a refusal: all else means that there is no reply."""
-
-
-class WireError(Exception):
-    """The connection ended before the reply: the command may have been executed."""
-
-
-class NotSentError(WireError):
-    """It ended before anything of the command was sent: it certainly was not executed."""
-
-    def __init__(self) -> None:
-        super().__init__("there is no connection")
 
 
 class Wire:
@@ -73,7 +62,7 @@ class Wire:
         if self.ended.done():
             _fail(reply, NotSentError())
         else:
-            self._waiting.append((hiredis.pack_command(command), reply))
+            self._waiting.append((hiredis.pack_command(command), reply))  # type: ignore[arg-type]
             self._more.set()
         return reply
 
@@ -127,7 +116,7 @@ class Wire:
                 try:
                     told = await connection.read_response(disable_decoding=True)
                 except _REPLIES as error:
-                    _fail(under_way.popleft(), error)
+                    _fail(under_way.popleft(), without_login(error, connection.username))
                     if not connection.is_connected:
                         raise
                 else:

@@ -99,7 +99,7 @@ class Flow:
     async def fault(
         self, name: str, *, repair: Callable[[], object] | None = None, noticed: bool = True
     ) -> AsyncIterator[Fault]:
-        """What is inside does harm: it begins with handlers at work.
+        """What is inside does harm: it begins with handlers at work, and an emit under way.
 
         Afterwards events are handled again, and `health()` is good.
 
@@ -109,6 +109,7 @@ class Flow:
             noticed: whether it lasts long enough for `health()` to tell of it.
         """
         await self.until(lambda: bool(self.listener.health().running))
+        await self._load.emitting.wait()
         fault = Fault(name, time.monotonic(), under_way=self._under_way())
         self.report.faults.append(fault)
         try:

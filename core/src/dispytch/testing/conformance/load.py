@@ -77,6 +77,9 @@ class Load:
         note: is told of each emit.
         emitters: how many emit at once.
         pause: seconds each rests for each event, so that no key has more than others.
+
+    Attributes:
+        emitting: set while an emit is under way.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class Load:
         self._emitters, self._pause = emitters, pause
         self._ending = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self.emitting = asyncio.Event()
+        self._under_way = 0
 
     def start(self) -> None:
         """Begin; needs a running loop."""
@@ -110,7 +115,12 @@ class Load:
             size = BATCH if emitter % 10 == 0 else 1
             events = [self._make_event(next(numbers)) for _ in range(size)]
             began = time.monotonic()
+            self._under_way += 1
+            self.emitting.set()
             outcomes = await self._emit(events)
+            self._under_way -= 1
+            if not self._under_way:
+                self.emitting.clear()
             ended = time.monotonic()
             for event, outcome in zip(events, outcomes, strict=True):
                 self._note(Emit(event.id, began, ended, outcome))
