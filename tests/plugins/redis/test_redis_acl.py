@@ -40,6 +40,11 @@ class ForeignOrder(Order):
     __topic__ = "orders.eu"
 
 
+class Price(EventBase):
+    __topic__ = "prices"
+    __event_type__ = "price"
+
+
 @pytest.fixture(autouse=True)
 def _users(own_redis: Redis) -> None:
     own_redis.call("FLUSHALL")
@@ -60,14 +65,20 @@ def _url(redis: Redis, user: str, scheme: str = "redis") -> str:
 
 
 @contextlib.contextmanager
-def _all_rights_used(redis: Redis, user: str) -> Iterator[None]:
-    """Meanwhile the user does nothing that it may not, and gives each command that it may."""
+def _all_rights_used(redis: Redis, *users: str) -> Iterator[None]:
+    """Meanwhile the users do nothing that they may not, and give each command that they may."""
     redis.call("ACL", "LOG", "RESET")
     redis.call("CONFIG", "RESETSTAT")
     yield
     used = _used(redis)
     assert redis.call("ACL", "LOG") == []
-    assert used - {"auth", "config|resetstat", "info", "acl|log"} == _words(user, "+")
+    rights = {right for user in users for right in _words(user, "+")}
+    assert used - {"auth", "config|resetstat", "info", "acl|log"} == rights
+
+
+async def _until_used(redis: Redis, command: str) -> None:
+    """Wait for what is done beside the work; a read that waits counts when it ends."""
+    await asyncio.to_thread(wait_until, lambda: command in _used(redis), 10, command)
 
 
 def _used(redis: Redis) -> set[str]:
@@ -85,7 +96,7 @@ async def test_who_emits_needs_what_the_page_says(own_redis: Redis) -> None:
         async with EventEmitter.from_url(_url(own_redis, "shop"), config=config) as emitter:
             await emitter.emit(Order())
             await emitter.emit_many([Order(), Order()])
-            await asyncio.to_thread(wait_until, lambda: "xtrim" in _used(own_redis), 10, "trimming")
+            await _until_used(own_redis, "xtrim")
 
 
 async def test_who_listens_needs_what_the_page_says(own_redis: Redis) -> None:
@@ -121,6 +132,7 @@ async def test_who_listens_needs_what_the_page_says(own_redis: Redis) -> None:
                 await asyncio.sleep(0.01)
             assert await second.consumer.backlog() is not None
             assert second.health().problems == ()
+            await _until_used(own_redis, "xread")
 
 
 async def test_who_listens_without_a_group_needs_what_the_page_says(own_redis: Redis) -> None:
@@ -137,6 +149,24 @@ async def test_who_listens_without_a_group_needs_what_the_page_says(own_redis: R
     with _all_rights_used(own_redis, "monitor"):
         async with asyncio.timeout(20), listener:
             own_redis.call("XADD", STREAM, "*", "payload", body)
+            await seen.wait()
+            await _until_used(own_redis, "xread")
+
+
+async def test_pubsub_needs_what_the_page_says(own_redis: Redis) -> None:
+    """Publishing, and listening by topic and by pattern, take these rights and no others."""
+    listener = EventListener.from_url(_url(own_redis, "display", "redis+pubsub"))
+    seen = asyncio.Event()
+
+    @listener.handler(topic="prices", event="price")
+    @listener.handler(topic="user.{user_id}.prices", event="price")
+    async def show(event: Event[Price]) -> None:
+        seen.set()
+
+    emitter = EventEmitter.from_url(_url(own_redis, "ticker", "redis+pubsub"))
+    with _all_rights_used(own_redis, "display", "ticker"):
+        async with asyncio.timeout(20), listener, emitter:
+            await emitter.emit(Price())
             await seen.wait()
 
 
