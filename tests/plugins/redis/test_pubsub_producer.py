@@ -106,6 +106,8 @@ async def test_emits_wait_while_there_is_no_connection(own_redis: Redis, unique_
             producing(own_redis, port=proxy.port, reconnect_interval=0.05) as producer,
         ):
             await asyncio.to_thread(proxy.refuse)
+            with pytest.raises(ConnectError):
+                await producer.ping()
             waiting = asyncio.create_task(producer.send_message(out(unique_name)))
             done, _ = await asyncio.wait({waiting}, timeout=0.3)
             assert not done
@@ -123,6 +125,8 @@ async def test_what_had_no_connection_until_its_deadline_was_not_sent(
         url = url_of(own_redis, port=proxy.port)
         async with EventEmitter.from_url(url, timeout=0.5) as emitter:
             await asyncio.to_thread(proxy.refuse)
+            with pytest.raises(ConnectError):  # it is known by now
+                await emitter.producer.ping()
             with pytest.raises(EmitRejected) as raised:
                 await emitter.emit(kind())
             assert raised.value.retriable
