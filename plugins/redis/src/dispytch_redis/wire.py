@@ -7,7 +7,8 @@ one command at a time as well, and it learns at once of a connection that was re
 
 import asyncio
 from collections import deque
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
 
 import hiredis
 from redis.asyncio import Connection
@@ -25,10 +26,13 @@ __all__ = ["Argument", "Wire"]
 
 Argument: TypeAlias = bytes | str | int
 
-_LOOKS = 10  # at what came, until the patience is over
-
 _REPLIES = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 """What redis-py raises for a refusal: all else means that there is no reply."""
+
+# It takes more than its types say.
+_pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+
+_DOUBT = 0.05  # seconds in which what has come is read
 
 
 class Wire:
@@ -48,10 +52,10 @@ class Wire:
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._under_way: deque[asyncio.Future[Any]] = deque()
-        self._silent = 0
+        self._heard = self._loop.time()
         self._more = asyncio.Event()
         self._tasks = [asyncio.create_task(each) for each in (self._write(), self._read())]
-        self._watching = self._loop.call_later(patience / _LOOKS, self._watch)
+        self._watching = self._loop.call_later(patience, self._watch)
 
     def call(self, *command: Argument) -> "asyncio.Future[Any]":
         """Send a command; a future of its reply. Cancelled in this turn, it is not sent.
@@ -64,7 +68,7 @@ class Wire:
         if self.ended.done():
             _fail(reply, NotSentError())
         else:
-            self._waiting.append((hiredis.pack_command(command), reply))  # type: ignore[arg-type]
+            self._waiting.append((_pack(command), reply))
             self._more.set()
         return reply
 
@@ -105,7 +109,7 @@ class Wire:
                     return
                 self._waiting = []
                 if not self._under_way:
-                    self._silent = 0
+                    self._heard = self._loop.time()
                 self._under_way += [reply for _, reply in wanted]
                 packed = [command for command, _ in wanted]
                 await connection.send_packed_command(packed, check_health=False)
@@ -113,7 +117,7 @@ class Wire:
             self.abort(f"{type(error).__name__} while sending")
 
     async def _read(self) -> None:
-        connection, under_way = self._connection, self._under_way
+        connection, under_way, loop = self._connection, self._under_way, self._loop
         try:
             while True:
                 try:
@@ -126,20 +130,25 @@ class Wire:
                     reply = under_way.popleft()
                     if not reply.done():
                         reply.set_result(told)
-                self._silent = 0
+                self._heard = loop.time()
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will be read
             self.abort(f"{type(error).__name__} while reading")
 
-    def _watch(self) -> None:
+    def _watch(self, doubted: float | None = None) -> None:
         """Give up a connection on which nothing comes.
 
-        It counts looks, not time: a process that stood still has replies that it did not read yet.
+        Args:
+            doubted: when something came last, where that was found to be too long ago just now.
         """
-        if self._silent > _LOOKS and self._under_way:
+        left = self._heard + self._patience - self._loop.time()
+        if not self._under_way:
+            self._watching = self._loop.call_later(self._patience, self._watch)
+        elif left > 0:
+            self._watching = self._loop.call_later(left, self._watch)
+        elif doubted != self._heard:  # the loop may have stood still, with what came unread
+            self._watching = self._loop.call_later(_DOUBT, self._watch, self._heard)
+        else:
             self.abort(f"no reply for {self._patience:g} s")
-            return
-        self._silent += 1
-        self._watching = self._loop.call_later(self._patience / _LOOKS, self._watch)
 
 
 def _is_closing(connection: Connection) -> bool:
