@@ -37,7 +37,7 @@ async def results_of(emitter: EventEmitter, events: list[Note]) -> list[Any]:
         await emitter.emit_many(events)
     for event, result in zip(events, caught.value.results, strict=True):
         if not isinstance(result, Receipt):
-            assert result.event is event  # type: ignore[attr-defined]
+            assert result.event is event
     return list(caught.value.results)
 
 

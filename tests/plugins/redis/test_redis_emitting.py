@@ -356,7 +356,7 @@ async def test_a_replica_that_loads_rejects_for_now(own_redis: Redis, unique_nam
         async def loading(**_: Any) -> Any:
             wire._connection.read_response = real  # type: ignore[method-assign]
             await real(disable_decoding=True)
-            await wire._connection.disconnect(nowait=True)  # type: ignore[no-untyped-call]
+            await wire._connection.disconnect(nowait=True)
             raise BusyLoadingError("Redis is loading the dataset in memory")
 
         wire._connection.read_response = loading  # type: ignore[method-assign, assignment]

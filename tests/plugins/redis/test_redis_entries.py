@@ -47,9 +47,9 @@ def test_whatever_somebody_else_wrote_can_be_read(entry: list[tuple[bytes, bytes
     """One entry that nobody can read would stop all that come after it."""
     message = message_of([text for pair in entry for text in pair])
     known = (b"payload", b"key", b"expires_ms")
-    assert [value for _, value in message.headers if value is not None][:1] == [
+    assert [value for _, value in message.headers] == [
         value for name, value in entry if name not in known or _no_number(name, value)
-    ][:1]
+    ]
 
 
 def _no_number(name: bytes, value: bytes) -> bool:

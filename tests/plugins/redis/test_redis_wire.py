@@ -225,7 +225,7 @@ async def test_nothing_to_wait_for_is_no_reason(redis_broker: RedisAccess) -> No
 async def test_replies_that_come_show_that_it_works(own_redis: Redis, unique_name: str) -> None:
     """One command may wait for longer than that behind others, if these are answered."""
     async with wired(own_redis.url, patience=1.0) as wire:
-        calls = [wire.call("BLPOP", unique_name, 0.4) for _ in range(4)]
+        calls = [wire.call("BLPOP", unique_name, "0.4") for _ in range(4)]
         assert await asyncio.gather(*calls, wire.call("PING")) == [None] * 4 + [b"PONG"]
 
 
