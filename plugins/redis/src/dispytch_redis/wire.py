@@ -103,7 +103,8 @@ class Wire:
                 if not wanted:
                     self._waiting = []
                     continue
-                if not connection.is_connected:  # sending would open it again, in silence
+                # Not connected, redis-py would open it again in silence; closing, nothing would go.
+                if not connection.is_connected or _is_closing(connection):
                     self.abort("it was closed by the other side")
                     return
                 self._waiting = []
@@ -148,6 +149,12 @@ class Wire:
             self._watching = self._loop.call_later(_DOUBT, self._watch, self._heard)
         else:
             self.abort(f"no reply for {self._patience:g} s")
+
+
+def _is_closing(connection: Connection) -> bool:
+    """Whether it ended, and redis-py has not noticed yet."""
+    writer = connection._writer
+    return writer is None or writer.is_closing()
 
 
 def _fail(reply: "asyncio.Future[Any]", error: Exception) -> None:
