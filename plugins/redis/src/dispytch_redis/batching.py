@@ -65,6 +65,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
     outcomes: list[Outcome] = [None] * len(batch)
     failed: set[Hashable] = set()
     lanes: dict[bytes, _Lane] = {}
+    topics: dict[str, Topic] = {}
     for index, out in enumerate(batch):
         key: Hashable = out.key
         try:
@@ -73,7 +74,9 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
                 outcomes[index] = held_back(key)
                 continue
             producer.check_size(out)
-            topic = await _topic(producer, out)
+            topic = topics.get(out.topic)
+            if topic is None:
+                topic = topics[out.topic] = await _topic(producer, out)
         except EmitRejected as error:
             outcomes[index] = error
             failed.add(key)
