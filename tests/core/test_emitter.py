@@ -920,3 +920,70 @@ async def test_one_where_several_belong_is_explained(memory: Any) -> None:
         await memory[0].emit_many(Ping())
     with pytest.raises(ConfigError, match="list of middleware"):
         EventEmitter(MemoryProducer(), middleware=forever)  # type: ignore[arg-type]
+
+
+class _Late(Producer):
+    """Never confirms what is due; the others at once."""
+
+    backend = "late"
+
+    def __init__(self) -> None:
+        self.stuck = asyncio.Event()
+
+    async def send_message(self, out: Outgoing) -> None:
+        if out.key == "stuck":
+            await self.stuck.wait()
+
+
+class _Keyed(EventBase):
+    __topic__ = "keyed"
+    __event_type__ = "keyed"
+    __key__ = "{name}"
+
+    name: str
+
+
+async def test_emits_that_are_late_end_in_time_whatever_others_do() -> None:
+    """One timer watches all emits: those before and after one that is stuck don't disturb it."""
+    async with EventEmitter(_Late(), timeout=0.2) as emitter:
+        began = asyncio.get_running_loop().time()
+        stuck = [asyncio.create_task(emitter.emit(_Keyed(name="stuck"))) for _ in range(3)]
+        for number in range(100):
+            await emitter.emit(_Keyed(name=f"{number}"))
+        late = asyncio.create_task(emitter.emit(_Keyed(name="stuck")))
+        for each in (*stuck, late):
+            with pytest.raises(ProducerTimeout):
+                await each
+        assert asyncio.get_running_loop().time() - began < 5
+        await emitter.emit(_Keyed(name="after"))
+
+
+async def test_an_emit_cancelled_while_it_is_late_is_cancelled() -> None:
+    """A cancellation from outside is not swallowed by a deadline that comes with it."""
+    async with EventEmitter(_Late(), timeout=0.05) as emitter:
+        task = asyncio.create_task(emitter.emit(_Keyed(name="stuck")))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, task.cancel)
+        await asyncio.wait({task})
+        assert task.cancelled() or isinstance(task.exception(), ProducerTimeout)
+        other = asyncio.create_task(emitter.emit(_Keyed(name="stuck")))
+        await asyncio.sleep(0)
+        other.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await other
+        assert other.cancelled()
+
+
+def test_an_emitter_meets_its_deadlines_in_every_loop_it_is_started_in() -> None:
+    """Stopped in one event loop and started in another, late emits end there, too."""
+    emitter = EventEmitter(_Late(), timeout=0.1)
+
+    async def late() -> None:
+        emitter.producer.stuck = asyncio.Event()  # type: ignore[attr-defined]
+        async with emitter:
+            await emitter.emit(_Keyed(name="first"))
+            with pytest.raises(ProducerTimeout):
+                await emitter.emit(_Keyed(name="stuck"))
+
+    asyncio.run(late())
+    asyncio.run(late())

@@ -226,7 +226,7 @@ async def test_nan_and_infinity_are_refused_wherever_they_hide(event: EventBase)
         Floats(texts=("NaN", "Infinity", None)), Floats(any="NaN"), Floats(nested=Nested()),
         Strings(value=math.inf),
     ],
-    ids=repr,
+    ids=["texts", "any", "nested", "infinity as a text"],
 )  # fmt: skip
 async def test_texts_that_look_like_nan_pass(event: EventBase) -> None:
     """The letters N, a, N in a string are no NaN; nor is null, nor a configured string form."""

@@ -91,7 +91,7 @@ async def test_a_dead_letter_keeps_headers_whose_name_comes_twice() -> None:
     assert kept == [("hop", b"a"), ("hop", b"b"), ("other", b"c")]
 
 
-@pytest.mark.parametrize("payload", [b"no event", _payload(Placed())])
+@pytest.mark.parametrize("payload", [b"no event", _payload(Placed())], ids=["none", "one"])
 async def test_an_event_for_another_group_is_acknowledged_unrun(payload: bytes) -> None:
     """Whether it can be read or not: a replay for one group makes no dead letter of others."""
     listener = EventListener(MemoryConsumer(), group="billing")

@@ -9,6 +9,7 @@ from dispytch import plugins
 from dispytch.config import Given, checked, merge, own_layer
 from dispytch.emitter.batch import Batch, emit_lanes
 from dispytch.emitter.context import EmitContext, Middleware, chain, returned
+from dispytch.emitter.deadlines import Deadlines
 from dispytch.emitter.lifecycle import Lifecycle
 from dispytch.emitter.observers import Observers
 from dispytch.emitter.outcome import completed, deadline_passed, receipt
@@ -70,7 +71,7 @@ class EventEmitter:
         self._plans = Plans(producer, defaults, serializer)
         self._observers = Observers()
         self._chain = chain(middleware, self._send_context)
-        self._lifecycle = Lifecycle(producer, timeout)
+        self._lifecycle, self._deadlines = Lifecycle(producer, timeout), Deadlines()
         plugins.announce("dispytch_emitter_created", emitter=self)
 
     @classmethod
@@ -128,29 +129,30 @@ class EventEmitter:
             Exception: what a `before_emit` hook, a middleware or a producer of your own raised.
             asyncio.CancelledError: the task was cancelled; it may have arrived.
         """
-        deadline = self._running_loop(event).time() + self._timeout
-        scope, observers = asyncio.timeout_at(deadline), self._observers
-        vetoable = bool(observers.before)
+        loop, observers, deadlines = self._running_loop(event), self._observers, self._deadlines
+        at = loop.time() + self._timeout
+        deadline, vetoable = deadlines.begin(loop, at), bool(observers.before)
         try:
-            async with scope:
-                if vetoable:
-                    await observers.ask(event)
-                    vetoable = False
-                if self._chain is None:
-                    emitted = await self._send(self._plans.outgoing(event, config, deadline))
-                else:
-                    emitted = returned(await self._chain(self._context(event, config)))
-        except Exception as error:
-            expired = scope.expired() and isinstance(error, TimeoutError)
-            if vetoable and not expired:
+            if vetoable:
+                await observers.ask(event)
+                vetoable = False
+            if self._chain is None:
+                emitted = await self._send(self._plans.outgoing(event, config, at))
+            else:
+                emitted = returned(await self._chain(self._context(event, config)))
+        except BaseException as error:
+            deadlines.end(deadline)
+            late = deadline.has_ended(error)
+            if not late and (vetoable or not isinstance(error, Exception)):
                 raise
-            failure = self._completed(deadline_passed(event) if expired else error, event)
-            await observers.tell_failure(event, failure, deadline)
+            failure = self._completed(deadline_passed(event) if late else error, event)
+            await observers.tell_failure(event, failure, at)
             if failure is error:
                 raise
             raise failure from error
+        deadlines.end(deadline)
         if observers.after:
-            await observers.tell(observers.after, deadline, event, emitted)
+            await observers.tell(observers.after, at, event, emitted)
         return emitted
 
     async def emit_many(self, events: Iterable[EventBase], *, config: Any = None) -> list[Receipt]:

@@ -131,7 +131,7 @@ class CapabilityTests:
 
     @promised(
         look="`Delivery.ack`, and `Consumer.stop`: what is not settled goes back",
-        needs=("consumer",),
+        needs=("consumer", "something kept"),
         shows="manual_ack",
     )
     async def test_manual_ack_is_as_declared(self, kit: Kit) -> None:

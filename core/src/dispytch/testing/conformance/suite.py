@@ -153,6 +153,8 @@ def _there(cls: type[BackendConformance]) -> frozenset[str]:
         ),
         "other processes": cls.lives_in != "process",
         "competing members": backend.capabilities.ordering != "total",
+        # Without both, `nack` has only the consumer's own memory to take from: that is no ack.
+        "something kept": backend.capabilities.manual_ack or backend.capabilities.groups,
         # What is declared must be shown, with the broker's process: a file has none.
         "restart": cls.lives_in != "file" and ("broker" in hooks or "durable" in declared),
     }

@@ -1,0 +1,188 @@
+"""RedisPubSubProducer: publishes events to whoever listens."""
+
+import asyncio
+import contextlib
+from collections.abc import Hashable, Sequence
+from typing import Any, Self
+
+from redis.exceptions import RedisError
+
+from dispytch import ConfigError, EmitRejected, Outgoing, Producer
+from dispytch.fields import effective_key, header_pairs
+from dispytch.producer import Outcome
+from dispytch_redis.config import RedisPubSubEventConfig
+from dispytch_redis.connection import RedisPubSubConnection
+from dispytch_redis.errors import PUBSUB, as_connect_error, as_emit_error
+from dispytch_redis.frame import framed
+from dispytch_redis.link import Link
+from dispytch_redis.wire import NotSentError, Wire, WireError
+
+__all__ = ["RedisPubSubProducer"]
+
+_FLUSH = 5.0  # seconds that stopping waits for what is under way
+_MARGIN = 0.05
+"""Seconds before its deadline when an event without a connection is given up, with time to say that
+it certainly was not sent."""
+
+
+class RedisPubSubProducer(Producer):
+    """Publishes events to Redis channels, over one connection.
+
+    Redis gives an event to those who are subscribed at that moment, and keeps nothing: with nobody
+    there it is gone, and accepted all the same. While there is no connection emits wait for one,
+    until their deadline. What was sent when the connection ended is unknown, and is not sent again.
+
+    Args:
+        connection: where the server is, and how it is used.
+
+    Raises:
+        ConfigError: `connection` is none.
+    """
+
+    backend = PUBSUB
+    event_config = RedisPubSubEventConfig
+    carries_headers = True
+
+    def __init__(self, connection: RedisPubSubConnection) -> None:
+        if not isinstance(connection, RedisPubSubConnection):
+            raise ConfigError(
+                "RedisPubSubProducer takes a RedisPubSubConnection, not a "
+                f"{type(connection).__name__}; or use "
+                "EventEmitter.from_url('redis+pubsub://localhost')"
+            )
+        self._settings = connection
+        self._link = Link(connection, PUBSUB)
+        self._under_way = 0
+        self._idle = asyncio.Event()
+
+    @classmethod
+    def from_connection(cls, connection: RedisPubSubConnection, /) -> Self:
+        """The producer of the server a URL names."""
+        return cls(connection)
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            ConnectError: the server can't be reached, or refuses us.
+        """
+        if not self._link.is_kept:
+            await self._link.open()
+
+    async def stop(self) -> None:
+        """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
+        try:
+            if self._link.is_kept:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FLUSH):
+                        await self.flush()
+        finally:
+            await self._link.close()
+
+    async def flush(self) -> None:
+        """Wait until everything that was given has an outcome."""
+        while self._under_way:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def ping(self) -> None:
+        """Ask the server for a sign of life.
+
+        Raises:
+            ConnectError: there is none, or the producer is not started.
+        """
+        wire = self._link.wire
+        if wire is None:
+            raise self._link.down()
+        try:
+            await wire.call("PING")
+        except (RedisError, WireError) as error:
+            raise as_connect_error(error, self._settings.login, PUBSUB) from error
+
+    def ordering_key(self, out: Outgoing, /) -> Hashable | None:
+        """The config's `partition_key`, else the event's `__key__`."""
+        return effective_key(out)
+
+    async def send_message(self, out: Outgoing, /) -> dict[str, Any]:
+        """Publish one event; returns when the server has given it to those who are there.
+
+        Returns:
+            channel, and receivers: how many subscribers got it, which may be none.
+
+        Raises:
+            EmitRejected: certainly not published: the server refuses this user or channel, or there
+                was no connection until the deadline.
+            EmitUnknown: the connection ended before the reply.
+        """
+        channel, message = self._message(out)
+        self._under_way += 1
+        try:
+            while True:
+                wire = self._link.wire or await self._connected(out)
+                try:
+                    receivers: int = await wire.call(b"PUBLISH", channel, message)
+                except NotSentError:
+                    continue
+                return {"channel": channel.decode(), "receivers": receivers}
+        except (RedisError, WireError) as error:
+            raise as_emit_error(error, self._settings.login) from error
+        finally:
+            self._done()
+
+    async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
+        """Publish a batch: keys side by side in few steps, the events of each one by one.
+
+        Returns:
+            For each event its details, as from `send_message`, or its error. After a failure, later
+            events of the same key are not sent.
+        """
+        return await self.send_lanes(batch)
+
+    async def send_dead_letter(self, out: Outgoing, /) -> dict[str, Any]:
+        """Publish a dead letter, which somebody must get.
+
+        Raises:
+            EmitRejected: nobody is subscribed to its topic, or see `send_message`.
+        """
+        details = await self.send_message(out)
+        if not details["receivers"]:
+            raise EmitRejected(
+                f"nobody is subscribed to {out.topic!r}, and a dead letter would be lost there; "
+                "give the listener a producer that keeps them, such as a RedisProducer",
+                retriable=True,
+            )
+        return details
+
+    def _message(self, out: Outgoing) -> tuple[bytes, bytes]:
+        """Channel and message of an event.
+
+        Raises:
+            EmitRejected: it can't be sent.
+        """
+        headers: Sequence[tuple[str, bytes]] = ()
+        try:
+            if out.headers or (out.config is not None and out.config.headers):
+                headers = header_pairs(out)
+            message = framed(out.payload, effective_key(out), headers)
+            return (self._settings.channel_prefix + out.topic).encode(), message
+        except UnicodeEncodeError as error:
+            raise EmitRejected(
+                "the topic, the key or a header holds what UTF-8 can't encode"
+            ) from error
+
+    async def _connected(self, out: Outgoing) -> Wire:
+        try:
+            async with asyncio.timeout_at(out.deadline - _MARGIN):
+                wire = await self._link.connected()
+        except TimeoutError:
+            raise EmitRejected(
+                f"not sent before the deadline: {self._link.down()}", retriable=True
+            ) from None
+        if wire is None:
+            raise EmitRejected("not sent: the producer is not started", retriable=True)
+        return wire
+
+    def _done(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._idle.set()
