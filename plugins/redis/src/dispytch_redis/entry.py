@@ -71,8 +71,16 @@ def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
 
 def message_of(fields: Sequence[bytes]) -> Message:
     """What the fields of an entry say; those we don't know are headers by their names."""
-    if len(fields) == 2 and fields[0] == b"payload":  # the most frequent one
-        return Message(fields[1], None, (), None)
+    match fields:  # the most frequent ones, quickly
+        case [b"payload", body]:
+            return Message(body, None, (), None)
+        case [b"payload", body, b"key", named]:
+            return Message(body, _text(named), (), None)
+        case _:
+            return _message_of(fields)
+
+
+def _message_of(fields: Sequence[bytes]) -> Message:
     payload, key, expires_ms = b"", None, None
     headers: list[tuple[str, bytes]] = []
     pairs = iter(fields)
@@ -80,9 +88,14 @@ def message_of(fields: Sequence[bytes]) -> Message:
         if name == b"payload":
             payload = value
         elif name == b"key":
-            key = value.decode("utf-8", "surrogateescape")
+            key = _text(value)
         elif name == b"expires_ms" and value.isdigit() and len(value) < _DIGITS:
             expires_ms = int(value)
         else:
             headers.append((name.removeprefix(_HEADER).decode("utf-8", "replace"), value))
     return Message(payload, key, tuple(headers), expires_ms)
+
+
+def _text(key: bytes) -> str:
+    """A key as `Delivery` has it."""
+    return key.decode("utf-8", "surrogateescape")
