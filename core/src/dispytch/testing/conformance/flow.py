@@ -12,7 +12,7 @@ from dispytch.testing.conformance.kit import Kit, Numbered
 from dispytch.testing.conformance.load import EMITTERS, Load, News
 from dispytch.testing.conformance.report import Fault, Handled, Report
 
-__all__ = ["EMIT_TIMEOUT", "EVENTS", "IN_FLIGHT", "Flow", "no_tasks_left"]
+__all__ = ["EMIT_TIMEOUT", "EVENTS", "IN_FLIGHT", "WORK", "Flow", "no_tasks_left"]
 
 EMIT_TIMEOUT = 5.0
 """Seconds an emit has: those that meet a fault end during it."""
@@ -108,8 +108,10 @@ class Flow:
             repair: ends it; blocks meanwhile. None: it ends by itself.
             noticed: whether it lasts long enough for `health()` to tell of it.
         """
-        await self.until(lambda: bool(self.listener.health().running))
         await self._load.emitting.wait()
+        while not self.listener.health().running:
+            await self.until(lambda: bool(self.listener.health().running))
+            await self._load.emitting.wait()  # which may take longer than they run
         fault = Fault(name, time.monotonic(), under_way=self._under_way())
         self.report.faults.append(fault)
         try:
