@@ -65,12 +65,12 @@ class Reader:
             await asyncio.gather(*(self._enter(wire, shard) for shard in fresh))
         now = asyncio.get_running_loop().time()
         for shard in shards:
-            if len(taken) < limit and shard.due is not None and shard.due <= now:
+            if shard.due is not None and shard.due <= now and _has_room(taken, limit):
                 await self._take_due(wire, shard, taken, limit)
         for shard in shards:
-            while len(taken) < limit and shard.recovered is not None and shard.is_read:
+            while shard.recovered is not None and shard.is_read and _has_room(taken, limit):
                 await self._recover(wire, shard, taken, limit)
-        if len(taken) < limit:
+        if _has_room(taken, limit):
             ready = [shard for shard in shards if shard.recovered is None and shard.is_read]
             await self._take_new(wire, ready, taken, limit)
 
@@ -219,6 +219,10 @@ class Reader:
             if written is not None:
                 message.headers = read_again(written)
             taken.append(RedisDelivery(shard, name, message, attempt, is_retry=is_retry))
+
+
+def _has_room(taken: deque[RedisDelivery], limit: int) -> bool:
+    return len(taken) < limit and sum(len(each.payload) for each in taken) < _BYTES
 
 
 def _in(milliseconds: int | None) -> float | None:
