@@ -199,11 +199,13 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure: imports, emitting and handling beside pydantic alone, SQLite beside `sqlite3`."""
-    _install(session, *PLUGINS, groups=())
+    """Measure: imports, emitting and handling beside pydantic alone; backends beside clients."""
+    _install(session, *PLUGINS, groups=("brokers",))
     session.run("python", "tests/bench/emitting.py", *session.posargs)
     session.run("python", "tests/bench/handling.py", *session.posargs)
     session.run("python", "tests/bench/sqlite.py", *session.posargs)
+    harness = {"PYTHONPATH": "tests"}
+    session.run("python", "tests/bench/redis_streams.py", *session.posargs, env=harness)
 
 
 @nox.session(python=NEWEST)

@@ -8,9 +8,10 @@ from dispytch import EmitRejected, Outgoing
 from dispytch.consumer import Headers
 from dispytch.fields import effective_key, header_pairs, moment_of
 
-__all__ = ["Message", "fields_of", "message_of", "shard_of"]
+__all__ = ["Message", "fields_of", "key_of", "message_of", "shard_of"]
 
 _HEADER = b"header:"
+_DIGITS = 20  # more are no time, and Python refuses to read very many
 
 
 class Message:
@@ -35,14 +36,26 @@ def shard_of(key: bytes, shards: int) -> int:
     return zlib.crc32(key) % shards
 
 
+def key_of(out: Outgoing) -> bytes | None:
+    """The key of an event.
+
+    Raises:
+        EmitRejected: it can't be stored.
+    """
+    try:
+        return effective_key(out)
+    except UnicodeEncodeError as error:
+        raise EmitRejected("the key holds what UTF-8 can't encode") from error
+
+
 def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
     """The key of an event, and the fields of its entry: names and values.
 
     Raises:
         EmitRejected: it can't be stored.
     """
+    key = key_of(out)
     try:
-        key = effective_key(out)
         fields = [b"payload", out.payload]
         if key is not None:
             fields += (b"key", key)
@@ -52,14 +65,22 @@ def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
             for name, value in header_pairs(out):
                 fields += (_HEADER + name.encode(), value)
     except UnicodeEncodeError as error:
-        raise EmitRejected("the key or a header holds what UTF-8 can't encode") from error
+        raise EmitRejected("a header holds what UTF-8 can't encode") from error
     return key, fields
 
 
 def message_of(fields: Sequence[bytes]) -> Message:
     """What the fields of an entry say; those we don't know are headers by their names."""
-    if len(fields) == 2 and fields[0] == b"payload":  # the most frequent one
-        return Message(fields[1], None, (), None)
+    match fields:  # the most frequent ones, quickly
+        case [b"payload", body]:
+            return Message(body, None, (), None)
+        case [b"payload", body, b"key", named]:
+            return Message(body, _text(named), (), None)
+        case _:
+            return _message_of(fields)
+
+
+def _message_of(fields: Sequence[bytes]) -> Message:
     payload, key, expires_ms = b"", None, None
     headers: list[tuple[str, bytes]] = []
     pairs = iter(fields)
@@ -67,9 +88,14 @@ def message_of(fields: Sequence[bytes]) -> Message:
         if name == b"payload":
             payload = value
         elif name == b"key":
-            key = value.decode("utf-8", "surrogateescape")
-        elif name == b"expires_ms" and value.isdigit():
+            key = _text(value)
+        elif name == b"expires_ms" and value.isdigit() and len(value) < _DIGITS:
             expires_ms = int(value)
         else:
             headers.append((name.removeprefix(_HEADER).decode("utf-8", "replace"), value))
     return Message(payload, key, tuple(headers), expires_ms)
+
+
+def _text(key: bytes) -> str:
+    """A key as `Delivery` has it."""
+    return key.decode("utf-8", "surrogateescape")
