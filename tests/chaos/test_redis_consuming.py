@@ -16,6 +16,7 @@ import pytest
 
 from brokers.redis import Redis
 from dispytch import EmitError, Event, EventBase, EventEmitter, EventListener, RetryLater
+from dispytch.listener import session
 from dispytch.testing.conformance.report import Handled, check_order, duplicates
 from dispytch.testing.conformance.workers import Workers
 
@@ -235,6 +236,33 @@ async def test_a_black_hole_costs_nothing(own_redis: Redis, unique_name: str) ->
                 await asyncio.to_thread(proxy.restore)
                 await load.more()
             await load.finish()
+    assert duplicates(load.done) == 0
+    assert set(load.attempts) == {1}
+
+
+async def test_no_memory_beyond_the_lease_costs_nothing(
+    own_redis: Redis,
+    unique_name: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No lease can be renewed, and nobody can take over: what waits is handled, once, in order."""
+    monkeypatch.setattr(session, "_PING_EVERY", 0.5)
+    url = url_of(own_redis, unique_name, lease=0.5)
+    load = Load(url, unique_name)
+    async with load.listener(url, 0) as one, load.listener(url, 1):
+        async with load:
+            await until(lambda: {each.pid for each in load.done} == {0, 1})
+            await load.finish()
+        before = len(load.done)
+        await _fill(url, unique_name, 5000)
+        with own_redis.out_of_memory():
+            await until(lambda: any("OutOfMemory" in told for told in one.health().problems))
+            await until(lambda: len(load.done) >= before + 3000)
+        await until(lambda: len(load.done) >= before + 5000)
+        await until(lambda: not one.health().problems)
+    check_order(load.done[before:])
+    assert DEAD not in caplog.text
     assert duplicates(load.done) == 0
     assert set(load.attempts) == {1}
 
