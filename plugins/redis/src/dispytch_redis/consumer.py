@@ -156,8 +156,7 @@ class RedisConsumer(Consumer):
                 return
             marks = {**reader.marks(), **self._topics.marks()}
             came = await self._news.wait(marks, reader.next_due())
-            if change := came.get(self._settling.keys.changes):
-                reader.look(change)
+            reader.hear(came)
             if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
         except (RedisError, WireError) as error:

@@ -125,6 +125,7 @@ class FailingTests:
             async with flow.fault("refused", repair=network.proxy.restore):
                 await asyncio.to_thread(network.proxy.refuse)
                 await flow.noticed()
+                await asyncio.sleep(1)  # some notice at once: handlers under way end during it
 
     @promised(
         look="timeouts and heartbeats: a connection that is open and dead must be noticed and "
