@@ -160,6 +160,8 @@ class RedisConsumer(Consumer):
                 reader.look()
             if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
+            if came and self._reader is reader:  # at once; it may have been stopped meanwhile
+                self._ready += await reader.read(self._opened(), limit)
         except (RedisError, WireError) as error:
             reader.look_again()
             raise as_connect_error(error) from error
