@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from xml.etree import ElementTree as ET
 
-from conformance import test_kafka, test_memory, test_rabbitmq, test_sqlite
+from conformance import (
+    test_kafka,
+    test_memory,
+    test_rabbitmq,
+    test_redis,
+    test_redis_pubsub,
+    test_sqlite,
+)
 from dispytch import Capabilities, plugins
 from dispytch.testing.conformance import BackendConformance
 from dispytch.testing.conformance.failing import FailingTests
@@ -28,6 +35,8 @@ SUITES: tuple[type[BackendConformance], ...] = (
     test_sqlite.TestSQLite,
     test_kafka.TestKafka,
     test_rabbitmq.TestRabbitMQ,
+    test_redis.TestRedis,
+    test_redis_pubsub.TestRedisPubSub,
 )
 
 Results: TypeAlias = dict[str, dict[str, str]]

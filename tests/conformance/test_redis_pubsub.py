@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.chaos]
 
 class TestRedisPubSub(BackendConformance):
     backend = "redis+pubsub"
+    oversize = 17 * 1024 * 1024
 
     @pytest.fixture
     def url(self, own_redis: Redis) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from brokers.kafka_access import KafkaAccess
 from brokers.rabbitmq_access import RabbitMQAccess
+from brokers.redis_access import RedisAccess
 from dispytch import Event, EventBase, EventEmitter, EventListener, Retry
 
 COUNT = 30
@@ -106,6 +107,15 @@ async def test_dead_letters_on_rabbitmq_are_replayed_to_the_failed_handler_alone
     """The same on RabbitMQ, where the dead letters are a queue."""
     topic = f"orders-{uuid4().hex[:8]}"
     await _replayed_to_the_failed_handler_alone(rabbitmq_broker.url, topic)
+
+
+@pytest.mark.redis
+async def test_dead_letters_on_redis_are_replayed_to_the_failed_handler_alone(
+    redis_broker: RedisAccess,
+) -> None:
+    """The same on Redis, where the dead letters are streams."""
+    topic = f"orders-{uuid4().hex[:8]}"
+    await _replayed_to_the_failed_handler_alone(redis_broker.url, topic)
 
 
 async def test_dead_letters_in_a_file_are_replayed_to_the_failed_handler_alone(

@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from brokers.java import java_partitions
 from brokers.kafka_access import KafkaAccess
 from brokers.rabbitmq_access import RabbitMQAccess
+from brokers.redis_access import RedisAccess
 
 PARTITIONS = 7
 KAFKA_CONFIG = {
@@ -30,6 +33,13 @@ RABBITMQ_CONFIG = {
     "app_id": "webhooks",
     "expiration": 3600,
 }
+
+REDIS_CONFIG = {
+    "partition_key": "{event}",
+    "headers": {"file": "{file}", "literal": "{{braces}}"},
+    "ttl": 3600,
+}
+SHARDS = 5
 
 
 def _events() -> list[dict[str, Any]]:
@@ -135,3 +145,23 @@ async def test_real_events_reach_rabbitmq_as_configured(
         assert properties["app_id"] == "webhooks"
         assert properties["expiration"] == "3600000"
         assert delivery.routing_key == unique_name
+
+
+@pytest.mark.redis
+async def test_real_events_reach_redis_as_configured(
+    redis_broker: RedisAccess, unique_name: str, ndjson: Path
+) -> None:
+    """Bodies equal, keys and headers as configured, each key in the stream of its checksum."""
+    url = f"{redis_broker.url}?shards={SHARDS}"
+    summary = await asyncio.to_thread(_emit, url, unique_name, REDIS_CONFIG, ndjson)
+    assert f"{len(EVENTS)} accepted" in summary
+    by_name = {(e["event"], e["file"]): e for e in EVENTS}
+    ids = set()
+    for shard in range(SHARDS):
+        for entry in redis_broker.entries(f"dispytch:stream:{unique_name}:{shard}"):
+            key, file = entry.fields[b"key"], entry.fields[b"header:file"]
+            assert zlib.crc32(key) % SHARDS == shard
+            ids.add(_check_envelope(entry.fields[b"payload"], by_name[key.decode(), file.decode()]))
+            assert entry.fields[b"header:literal"] == b"{braces}"
+            assert 3500 < int(entry.fields[b"expires_ms"]) / 1000 - time.time() <= 3600
+    assert len(ids) == len(EVENTS)

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from brokers.redis import Redis
-from dispytch import Delivery, Outgoing, Subscription
+from dispytch import ConnectError, Delivery, Outgoing, Subscription
 from dispytch.url import connect
 from dispytch_redis import RedisPubSubConnection, RedisPubSubConsumer, RedisPubSubProducer
 
@@ -68,6 +68,18 @@ async def nothing_more(consumer: RedisPubSubConsumer, redis: Redis, topic: str) 
     await asyncio.to_thread(redis.call, "PUBLISH", topic, "last")
     (last,) = await received(consumer, 1)
     assert last.payload == b"last"
+
+
+async def subscribed_again(consumer: RedisPubSubConsumer) -> None:
+    """Wait for the end of a gap."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await consumer.ping()
+            except ConnectError:
+                await asyncio.sleep(0.01)
+            else:
+                return
 
 
 async def true_soon(true: Callable[[], object], within: float = 20.0) -> None:

@@ -23,6 +23,7 @@ from plugins.redis.pubsub import (
     producing,
     received,
     subscribed,
+    subscribed_again,
     true_soon,
     url_of,
 )
@@ -92,7 +93,8 @@ async def test_a_short_gap_is_told_once(own_redis: Redis, unique_name: str) -> N
             await consumer.ping()  # it has been read
             await asyncio.to_thread(proxy.reset)
             await true_soon(lambda: consumer.gaps == 1)
-            await true_soon(lambda: own_redis.call("PUBLISH", unique_name, "after"))
+            await subscribed_again(consumer)
+            assert own_redis.call("PUBLISH", unique_name, "after") == 1
             assert "lost" in await told(consumer)
             assert [each.payload for each in await received(consumer, 2)] == [b"before", b"after"]
             await nothing_more(consumer, own_redis, unique_name)
@@ -116,8 +118,8 @@ async def test_all_topics_are_subscribed_to_again(own_redis: Redis, unique_name:
         async with subscribed(own_redis, *topics, port=proxy.port) as consumer:
             await asyncio.to_thread(proxy.reset)
             await told(consumer)
-            await true_soon(lambda: own_redis.call("PUBLISH", topics[0], "first"))
-            for topic in (topics[1], f"{unique_name}-any.c"):
+            await subscribed_again(consumer)
+            for topic in (*topics[:2], f"{unique_name}-any.c"):
                 assert own_redis.call("PUBLISH", topic, "more") == 1
             assert len(await received(consumer, 3)) == 3
 
@@ -145,7 +147,7 @@ async def test_a_connection_on_which_nothing_comes_is_a_gap(
             await asyncio.to_thread(own_redis.thaw if fault == "frozen" else proxy.restore)
             await true_soon(lambda: lasted(caplog))
             assert lasted(caplog)[0] >= time.monotonic() - began - LAG
-            await true_soon(lambda: own_redis.call("PUBSUB", "NUMSUB", unique_name)[1] == 1)
+            await subscribed_again(consumer)
             await nothing_more(consumer, own_redis, unique_name)
             assert consumer.gaps == 1
 
@@ -213,7 +215,7 @@ async def test_a_slow_subscriber_learns_why_it_was_cut(
         assert 0 < len(came) < sent
         await true_soon(lambda: lasted(caplog))
         assert lasted(caplog)[0] >= time.monotonic() - began - LAG
-        await true_soon(lambda: strict_redis.call("PUBSUB", "NUMSUB", unique_name)[1] == 1)
+        await subscribed_again(consumer)
         await nothing_more(consumer, strict_redis, unique_name)
 
 
@@ -311,5 +313,5 @@ async def test_a_refusal_while_connecting_again_is_told_and_tried_again(
         assert "the connection was lost" in await told(consumer)
         assert "permission" in await told(consumer)
         own_redis.call("ACL", "SETUSER", "changing", "allchannels")
-        await true_soon(lambda: own_redis.call("PUBLISH", unique_name, "again"))
-        assert [each.payload for each in await received(consumer, 1)] == [b"again"]
+        await subscribed_again(consumer)
+        await nothing_more(consumer, own_redis, unique_name)

@@ -98,6 +98,20 @@ async def test_a_frozen_server_leaves_the_outcome_unknown(
         assert (await producer.send_message(out(unique_name)))["receivers"] == 0
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_loop_that_stood_still_loses_no_reply(
+    own_redis: Redis, unique_name: str, turns: int
+) -> None:
+    """However long a handler blocks: what the server answered meanwhile is read first."""
+    async with producing(own_redis, reply_timeout=0.3) as producer:
+        await producer.send_message(out(unique_name))
+        sending = asyncio.create_task(producer.send_message(out(unique_name)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.5)  # noqa: ASYNC251 - that is what is shown
+        assert (await sending)["receivers"] == 0
+
+
 async def test_emits_wait_while_there_is_no_connection(own_redis: Redis, unique_name: str) -> None:
     """What waits is sent when there is one again, in time for its deadline."""
     with own_redis.proxy() as proxy:
@@ -106,6 +120,8 @@ async def test_emits_wait_while_there_is_no_connection(own_redis: Redis, unique_
             producing(own_redis, port=proxy.port, reconnect_interval=0.05) as producer,
         ):
             await asyncio.to_thread(proxy.refuse)
+            with pytest.raises(ConnectError):
+                await producer.ping()
             waiting = asyncio.create_task(producer.send_message(out(unique_name)))
             done, _ = await asyncio.wait({waiting}, timeout=0.3)
             assert not done
@@ -123,6 +139,8 @@ async def test_what_had_no_connection_until_its_deadline_was_not_sent(
         url = url_of(own_redis, port=proxy.port)
         async with EventEmitter.from_url(url, timeout=0.5) as emitter:
             await asyncio.to_thread(proxy.refuse)
+            with pytest.raises(ConnectError):  # it is known by now
+                await emitter.producer.ping()
             with pytest.raises(EmitRejected) as raised:
                 await emitter.emit(kind())
             assert raised.value.retriable

@@ -146,13 +146,13 @@ def test_every_option_can_be_given_in_a_url(tmp_path: Path) -> None:
         "reply_timeout": 2.5,
         "reconnect_interval": 0.1,
         "client_name": "orders-1",
+        "max_event_bytes": 1024,
     }
     log = {
         "prefix": "shop:é",
         "shards": 256,
         "begin": "latest",
         "lease": 0.5,
-        "max_event_bytes": 1024,
     }
     for scheme, given in (
         ("rediss", {**server, **log}),

@@ -1,7 +1,7 @@
 """Batches: many events appended in few steps, each with an outcome of its own."""
 
 import asyncio
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from dispytch import EmitRejected, Outgoing
 from dispytch.producer import Outcome, held_back, past_deadline, too_late
-from dispytch_redis.entry import fields_of
+from dispytch_redis.entry import fields_of, key_of
 from dispytch_redis.errors import NotSentError, WireError, as_emit_error
 from dispytch_redis.script import APPEND
 from dispytch_redis.topics import Topic, stream_of
@@ -46,13 +46,36 @@ class _Lane:
         step: list[_Item] = []
         size = arguments = 0
         for item in self.items:
-            if step and (len(step) >= _AT_ONCE or size >= _BYTES or arguments >= _ARGUMENTS):
+            count = len(item.fields)
+            is_full = len(step) >= _AT_ONCE or size >= _BYTES or arguments + count > _ARGUMENTS
+            if step and is_full:
                 yield step
                 step, size, arguments = [], 0, 0
             step.append(item)
             size += sum(map(len, item.fields))
-            arguments += len(item.fields)
+            arguments += count
         yield step
+
+
+class _Results:
+    """The outcomes so far, and where in the batch each key had its first failure."""
+
+    def __init__(self, count: int) -> None:
+        self.outcomes: list[Outcome] = [None] * count
+        self._failed: dict[bytes, int] = {}
+
+    def holds_back(self, index: int, key: bytes | None) -> bool:
+        """Whether an earlier event of its key failed; that is then the event's outcome."""
+        if key is None or self._failed.get(key, index) >= index:
+            return False
+        self.outcomes[index] = held_back(key)
+        return True
+
+    def fail(self, index: int, key: bytes | None, error: BaseException) -> None:
+        """Keep an event's error; later events of its key will be held back."""
+        self.outcomes[index] = error
+        if key is not None:
+            self._failed[key] = min(self._failed.get(key, index), index)
 
 
 async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> list[Outcome]:
@@ -62,60 +85,45 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
         For each event its details or its error. After a failure, later events of its key are not
         sent; those that went in the same step have the same outcome.
     """
-    outcomes: list[Outcome] = [None] * len(batch)
-    failed: set[Hashable] = set()
-    lanes: dict[bytes, _Lane] = {}
+    results = _Results(len(batch))
     topics: dict[str, Topic] = {}
+    lanes: dict[bytes, _Lane] = {}
     for index, out in enumerate(batch):
-        key: Hashable = out.key
+        key: bytes | None = None
         try:
-            key, fields = fields_of(out)
-            if key is not None and key in failed:
-                outcomes[index] = held_back(key)
+            key = key_of(out)
+            if results.holds_back(index, key):
                 continue
+            _, fields = fields_of(out)
             producer.check_size(out)
             topic = topics.get(out.topic)
             if topic is None:
-                topic = topics[out.topic] = await _topic(producer, out)
+                _, topic = await producer.ready(out)
+                topics[out.topic] = topic
         except EmitRejected as error:
-            outcomes[index] = error
-            failed.add(key)
+            results.fail(index, key, error)
             continue
         stream = stream_of(topic, key)
         lane = lanes.get(stream) or lanes.setdefault(stream, _Lane(topic, stream))
         lane.items.append(_Item(index, out, key, fields))
     async with asyncio.TaskGroup() as group:
         for lane in lanes.values():
-            group.create_task(_append(producer, lane, outcomes))
-    return outcomes
+            group.create_task(_append(producer, lane, results))
+    return results.outcomes
 
 
-async def _topic(producer: "RedisProducer", out: Outgoing) -> Topic:
-    try:
-        async with asyncio.timeout_at(out.deadline):
-            while True:
-                topic = await producer.topic(out.topic)
-                if topic is not None:
-                    return topic
-    except TimeoutError as error:
-        raise too_late() from error
-
-
-async def _append(producer: "RedisProducer", lane: _Lane, outcomes: list[Outcome]) -> None:
-    failed: set[bytes | None] = set()  # keys; those of a lane are in no other
+async def _append(producer: "RedisProducer", lane: _Lane, results: _Results) -> None:
     for step in lane.steps():
-        wanted: list[_Item] = []
-        for item in step:
-            if item.key is not None and item.key in failed:
-                outcomes[item.index] = held_back(item.key)
-            else:
-                wanted.append(item)
+        wanted = [item for item in step if not results.holds_back(item.index, item.key)]
         told = await _append_step(producer, lane, wanted) if wanted else []
+        stored: list[_Item] = []
         for item, outcome in zip(wanted, told, strict=True):
-            outcomes[item.index] = outcome
             if isinstance(outcome, BaseException):
-                failed.add(item.key)
-        if stored := [item for item in wanted if not isinstance(outcomes[item.index], Exception)]:
+                results.fail(item.index, item.key, outcome)
+            else:
+                results.outcomes[item.index] = outcome
+                stored.append(item)
+        if stored:
             producer.appended(stored[-1].out.config, lane.topic, lane.stream, len(stored))
 
 
@@ -133,14 +141,17 @@ async def _append_step(
                 wire, sent = await producer.connected(), False
                 try:
                     sent = True
-                    ids, *rest = await APPEND.run(wire, [name], *arguments)
+                    if len(items) == 1:  # also one with more fields than Lua can hand on
+                        ids, rest = [await wire.call("XADD", name, "*", *items[0].fields)], []
+                    else:
+                        ids, *rest = await APPEND.run(wire, [name], *arguments)
                     break
                 except NotSentError:
                     continue
     except TimeoutError:
         return [past_deadline(item.out) if sent else too_late() for item in items]
     except EmitRejected as error:
-        return [error] * len(items)
+        return [EmitRejected(*error.args, retriable=error.retriable) for _ in items]
     except (RedisError, WireError) as error:
         return [as_emit_error(error) for _ in items]
     outcomes: list[Outcome] = [{"stream": name, "id": entry.decode()} for entry in ids]

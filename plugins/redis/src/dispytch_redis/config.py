@@ -43,8 +43,9 @@ class RedisEventConfig(BackendConfig):
     )
     maxlen: Annotated[int, Field(strict=True, ge=1, le=_MOST)] | None = Field(
         default=None,
-        description="How many events of the topic are kept at least; older ones that every group "
-        "has settled are deleted. Default: unset, none is deleted for their number.",
+        description="About how many events of the topic are kept: each of its shards keeps an "
+        "equal part, so that it is fewer where a few keys have most events; older ones that every "
+        "group has settled are deleted. Default: unset, none is deleted for their number.",
     )
     max_age: Annotated[Duration, seconds(above_zero=True)] | None = Field(
         default=None,

@@ -101,6 +101,13 @@ class RedisServer(Connection):
         default=None,
         description="Name of the connections in Redis' CLIENT LIST, without spaces. Default: none.",
     )
+    max_event_bytes: int = Field(
+        default=16 * 1024 * 1024,
+        ge=1024,
+        le=512 * 1024 * 1024,
+        description="The largest event that is taken, in bytes. A server that takes less "
+        "(proto-max-bulk-len) hangs up on a larger one. Default: 16 MiB.",
+    )
 
     @field_validator("hosts")
     @classmethod
@@ -203,14 +210,6 @@ class RedisConnection(RedisServer):
         allow_inf_nan=False,
         description="Seconds after which the others of a group take over what a process that died "
         "or stands still had. Default: 10.",
-    )
-
-    max_event_bytes: int = Field(
-        default=16 * 1024 * 1024,
-        ge=1024,
-        le=512 * 1024 * 1024,
-        description="The largest event that is taken, in bytes. A server that takes less "
-        "(proto-max-bulk-len) hangs up on a larger one. Default: 16 MiB.",
     )
 
     def begins_at(self) -> str:

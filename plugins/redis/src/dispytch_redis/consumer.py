@@ -151,20 +151,22 @@ class RedisConsumer(Consumer):
             return
         wire = self._opened()
         try:
-            self._ready += await reader.read(wire, limit)
+            await reader.read(wire, limit, self._ready)
             if self._ready:
                 return
             marks = {**reader.marks(), **self._topics.marks()}
             came = await self._news.wait(marks, reader.next_due())
-            if self._settling.keys.changes in came:
-                reader.look()
+            if change := came.get(self._settling.keys.changes):
+                reader.look(change)
             if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
             if came and self._reader is reader:  # at once; it may have been stopped meanwhile
                 self._ready += await reader.read(self._opened(), limit)
         except (RedisError, WireError) as error:
             reader.look_again()
-            raise as_connect_error(error) from error
+            failure = as_connect_error(error)
+            failure.retriable = True  # it let us before, and may do so again
+            raise failure from error
 
     async def stop(self) -> None:
         """Give back what is not settled, leave the group, disconnect."""
@@ -176,12 +178,17 @@ class RedisConsumer(Consumer):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_CALLS if self._link.wire is not None else 0):
                     await self._settling.idle()
+                    if fetching is not None:  # what it is given is given back, too
+                        self._news.tell()
+                        await asyncio.wait((fetching,))
                     if self._membership is not None:
                         await self._membership.leave()
         finally:
             if fetching is not None:
                 fetching.cancel()
                 await asyncio.wait((fetching,))
+                if not fetching.cancelled():
+                    fetching.exception()  # it is of no use to anybody
             if self._membership is not None:
                 await self._membership.close()
             self._settling.abandon()

@@ -8,9 +8,10 @@ from dispytch import EmitRejected, Outgoing
 from dispytch.consumer import Headers
 from dispytch.fields import effective_key, header_pairs, moment_of
 
-__all__ = ["Message", "fields_of", "message_of", "shard_of"]
+__all__ = ["Message", "fields_of", "key_of", "message_of", "shard_of"]
 
 _HEADER = b"header:"
+_DIGITS = 20  # more are no time, and Python refuses to read very many
 
 
 class Message:
@@ -35,14 +36,26 @@ def shard_of(key: bytes, shards: int) -> int:
     return zlib.crc32(key) % shards
 
 
+def key_of(out: Outgoing) -> bytes | None:
+    """The key of an event.
+
+    Raises:
+        EmitRejected: it can't be stored.
+    """
+    try:
+        return effective_key(out)
+    except UnicodeEncodeError as error:
+        raise EmitRejected("the key holds what UTF-8 can't encode") from error
+
+
 def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
     """The key of an event, and the fields of its entry: names and values.
 
     Raises:
         EmitRejected: it can't be stored.
     """
+    key = key_of(out)
     try:
-        key = effective_key(out)
         fields = [b"payload", out.payload]
         if key is not None:
             fields += (b"key", key)
@@ -52,7 +65,7 @@ def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
             for name, value in header_pairs(out):
                 fields += (_HEADER + name.encode(), value)
     except UnicodeEncodeError as error:
-        raise EmitRejected("the key or a header holds what UTF-8 can't encode") from error
+        raise EmitRejected("a header holds what UTF-8 can't encode") from error
     return key, fields
 
 
@@ -76,7 +89,7 @@ def _message_of(fields: Sequence[bytes]) -> Message:
             payload = value
         elif name == b"key":
             key = _text(value)
-        elif name == b"expires_ms" and value.isdigit():
+        elif name == b"expires_ms" and value.isdigit() and len(value) < _DIGITS:
             expires_ms = int(value)
         else:
             headers.append((name.removeprefix(_HEADER).decode("utf-8", "replace"), value))

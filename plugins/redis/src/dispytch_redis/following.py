@@ -1,6 +1,7 @@
 """Follower: what a consumer without a group takes: all that is emitted from now on."""
 
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from dispytch_redis.entry import message_of
@@ -56,14 +57,13 @@ class Follower:
                 shard.last = "0-0"
                 self.shards[name] = shard
 
-    async def read(self, wire: Wire, limit: int) -> list[RedisDelivery]:
-        """What there is after what was read before, up to `limit`.
+    async def read(self, wire: Wire, limit: int, taken: deque[RedisDelivery]) -> None:
+        """Add what there is after what was read before to `taken`, until it holds `limit`.
 
         Raises:
             redis.exceptions.RedisError, WireError: see `Wire.call`.
         """
         shards = list(self.shards.values())
-        taken: list[RedisDelivery] = []
         self._turn += 1
         for first in range(0, len(shards), _SHARDS):
             part = shards[first : first + _SHARDS]
@@ -71,10 +71,9 @@ class Follower:
             await self._read_part(wire, [*part[turn:], *part[:turn]], taken, limit)
             if len(taken) >= limit:
                 break
-        return taken
 
     async def _read_part(
-        self, wire: Wire, shards: Sequence[Shard], taken: list[RedisDelivery], limit: int
+        self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
     ) -> None:
         found = await FOLLOW.run(
             wire,
@@ -99,7 +98,7 @@ class Follower:
     def next_due(self) -> None:
         """Nothing is put off on the server."""
 
-    def look(self) -> None:
+    def look(self, change: str) -> None:
         """There is no group that could have changed."""
 
     def look_again(self) -> None:

@@ -51,8 +51,9 @@ class Link:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it was opened and not closed."""
-        return self._keeper is not None
+        """Whether it was opened and not closed; here, and not in a loop or process before."""
+        keeper = self._keeper
+        return keeper is not None and keeper.get_loop() is asyncio.get_running_loop()
 
     async def open(self) -> None:
         """Connect for the first time.
@@ -60,13 +61,14 @@ class Link:
         Raises:
             ConnectError: the server can't be reached, or refuses us.
         """
-        self._usable = asyncio.Event()  # of the loop it is opened in
+        self._keeper = self._wire = None  # of a loop or process before
+        self._usable = asyncio.Event()
         self._wire = await self._connect()
         self._keeper = asyncio.create_task(self._keep(), name="dispytch-redis")
 
     async def connected(self) -> Wire | None:
         """The wire; waits for as long as there is none. None when the link was closed."""
-        while self._keeper is not None:
+        while self.is_kept:
             if (wire := self.wire) is not None:
                 return wire
             self._usable.clear()

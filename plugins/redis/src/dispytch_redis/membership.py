@@ -20,7 +20,8 @@ __all__ = ["Membership"]
 
 logger = logging.getLogger("dispytch.redis")
 
-_OFTEN = 3  # times a lease is renewed while it lasts
+_OFTEN = 3  # times a lease is renewed while it lasts, at least
+_PAUSE = 1.0  # seconds until the group is looked at again, at most
 _GRACE = 1.0  # seconds until what no handler works on is left to the next owner
 
 
@@ -37,7 +38,8 @@ class Membership:
 
     Attributes:
         shards: what is ours, by name.
-        change: the last change of the group that we know.
+        heard: the last change of the group that we heard of.
+        wake: as given.
         problem: why the lease could not be renewed; None: it was.
     """
 
@@ -51,15 +53,17 @@ class Membership:
         wake: Callable[[], None],
     ) -> None:
         self._link, self._keys, self._settling = link, keys, settling
-        self._lease, self._drain_timeout, self._wake = lease, drain_timeout, wake
+        self._lease, self._drain_timeout, self.wake = lease, drain_timeout, wake
         self._loop = asyncio.get_running_loop()
         self._topics: dict[str, tuple[str, int]] = {}
-        self._renewed_at = 0.0
-        self._is_new = True
+        settling.member = uuid.uuid4().hex
+        self._is_new = self._is_stale = True
+        self._change = ""
         self._keeper: asyncio.Task[None] | None = None
+        self._lapsing: asyncio.TimerHandle | None = None
         self._look = asyncio.Event()
         self.shards: dict[str, Shard] = {}
-        self.change = "0-0"
+        self.heard = "0-0"
         self.problem: ConnectError | None = None
 
     async def join(self, topics: dict[str, int]) -> None:
@@ -86,12 +90,12 @@ class Membership:
         for topic, count in topics.items():
             name = self._keys.shard(topic, 0).removesuffix(":0")
             self._topics[name] = (topic, count)
-        self.change = "0-0"
         self._look.set()
 
     def look(self, change: str | None = None) -> None:
         """Others came or went, or shards are free: see what is ours now."""
-        if change != self.change:
+        if change != self.heard:
+            self.heard = change or self.heard
             self._look.set()
 
     async def leave(self) -> None:
@@ -101,7 +105,7 @@ class Membership:
             if shard.is_ours:
                 shard.leave_all()
         wire, keys = self._link.wire, self._settling.keys
-        if wire is not None and not self._is_new:
+        if wire is not None:
             names = [keys.members, keys.subscriptions, keys.owners, keys.changes]
             try:
                 await LEAVE.run(wire, names, self._settling.member)
@@ -121,6 +125,8 @@ class Membership:
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait((keeper,))
+        if self._lapsing is not None:
+            self._lapsing.cancel()
 
     # Renewing
 
@@ -139,43 +145,51 @@ class Membership:
                 self.problem = as_connect_error(error)
             except Exception:
                 logger.exception("redis: a mistake while renewing the lease")
-            if self._loop.time() > self._renewed_at + self._lease:
-                self._lapse()
             try:
-                async with asyncio.timeout(self._lease / _OFTEN):
+                async with asyncio.timeout(min(self._lease / _OFTEN, _PAUSE)):
                     await self._look.wait()
                 await self._give_free()
             except TimeoutError:
                 pass
 
     def _lapse(self) -> None:
-        """The lease is over: others may have what we have. No handler begins before we know."""
+        """The lease is over: others may have what we have. No handler begins before we know.
+
+        A timer, so that it comes before anything else where this process stood still.
+        """
+        self._lapse_at(self._loop.time() + self._lease)
         for shard in self.shards.values():
             if shard.is_ours:
                 shard.leave_unbegun()
                 shard.look_again()
 
+    def _lapse_at(self, when: float) -> None:
+        if self._lapsing is not None:
+            self._lapsing.cancel()
+        self._lapsing = self._loop.call_at(when, self._lapse)
+
     async def _balance(self, wire: Wire) -> None:
-        settling, keys, before = self._settling, self._settling.keys, self._loop.time()
-        if self._is_new:
-            settling.member = uuid.uuid4().hex
+        keys, before = self._settling.keys, self._loop.time()
+        known, self._is_stale = "" if self._is_stale else self._change, False
+        self._change = ""  # until the server has told what is
         topics: list[Argument] = []
         for name, (_, count) in self._topics.items():
             topics += (name, count)
         told = await BALANCE.run(
             wire,
             [keys.members, keys.subscriptions, keys.owners, keys.changes],
-            settling.member,
+            self._settling.member,
             int(self._lease * 1000),
             int(self._is_new),
-            self.change,
+            known,
             *topics,
         )
         if told is None:
             self._expelled()
             return
-        self._is_new, self._renewed_at = False, before
-        self.change = told[0].decode()
+        self._is_new = False
+        self._lapse_at(before + self._lease)
+        self._change = self.heard = told[0].decode()
         if len(told) > 1:
             self._take({name.decode() for name in told[1]})
             for name, count in zip(told[2][::2], told[2][1::2], strict=True):
@@ -184,12 +198,12 @@ class Membership:
     def _expelled(self) -> None:
         """We were taken for dead: what we had is with others. Come back as somebody else."""
         logger.warning(
-            "redis: this member of %r renewed its lease too late and was taken for dead; what it "
-            "had under way comes again", self._settling.group,
+            "redis: this member of %r was taken for dead, as it renewed its lease too late or the "
+            "server lost its data; what it had under way comes again", self._settling.group,
         )  # fmt: skip
         self._lose(self.shards.values())
         self.shards.clear()
-        self._is_new, self.change = True, "0-0"
+        self._settling.member, self._is_new = uuid.uuid4().hex, True
         self._look.set()
 
     # What is ours
@@ -202,18 +216,25 @@ class Membership:
         for name in names - self.shards.keys():
             topic = self._topics[name.rpartition(":")[0]][0]
             self.shards[name] = Shard(self._settling, topic, name, self._keys.stream(name))
-        self._wake()
+        self.wake()
 
     @staticmethod
     def _lose(shards: Iterable[Shard]) -> None:
         for shard in shards:
             shard.lose()
 
-    def lost(self, shard: Shard) -> None:
-        """A shard turned out to be another member's."""
-        shard.lose()
-        self.shards.pop(shard.name, None)
-        self.change = "0-0"
+    def lost(self, shards: Sequence[Shard]) -> None:
+        """Shards turned out not to be ours."""
+        lost = [shard for shard in shards if shard.is_ours]
+        if lost:
+            logger.warning(
+                "redis: %d shards of %r are not this member's any more; what it had under way of "
+                "them comes again", len(lost), self._settling.group,
+            )  # fmt: skip
+        self._lose(lost)
+        for shard in lost:
+            del self.shards[shard.name]
+        self._is_stale = True
         self._look.set()
 
     def _give_away(self, topic: str, count: int) -> None:
@@ -237,7 +258,7 @@ class Membership:
 
     async def _give_free(self) -> None:
         """Give away what is to be given away and has nothing under way."""
-        free = [shard for shard in self.shards.values() if shard.is_free and not shard.ending]
+        free = [shard for shard in self.shards.values() if shard.is_free]
         wire, keys = self._link.wire, self._settling.keys
         if not free or wire is None:
             return
@@ -252,4 +273,4 @@ class Membership:
                 *(shard.name for shard in free),
             )
         except (RedisError, WireError):
-            self.change = "0-0"  # they may still be ours: then we take them again
+            self._is_stale = True  # they may still be ours: then we take them again

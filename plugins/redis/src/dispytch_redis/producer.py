@@ -24,6 +24,7 @@ from dispytch_redis.wire import Wire
 __all__ = ["RedisProducer"]
 
 _FLUSH = 5.0  # seconds that stopping waits for what is under way
+_MARGIN = 0.05  # seconds before its deadline when what was not sent is given up, to say so
 
 
 class RedisProducer(Producer):
@@ -49,12 +50,10 @@ class RedisProducer(Producer):
                 f"RedisProducer takes a RedisConnection, not a {type(connection).__name__}; "
                 "or use EventEmitter.from_url('redis://localhost')"
             )
+        self._connection = connection
         self._largest = connection.max_event_bytes
-        self._link = Link(connection, BACKEND)
-        self._topics = Topics(Keys(connection.prefix), connection.shards)
-        self._trimmer = Trimmer(self._link)
-        self._under_way = 0
-        self._idle = asyncio.Event()
+        self._link = Link(connection, BACKEND, renewed=self._renewed)
+        self._begin()
 
     @classmethod
     def from_connection(cls, connection: RedisConnection, /) -> Self:
@@ -68,6 +67,7 @@ class RedisProducer(Producer):
             ConnectError: the server can't be reached, or refuses us.
         """
         if not self._link.is_kept:
+            self._begin()
             await self._link.open()
 
     async def stop(self) -> None:
@@ -83,7 +83,7 @@ class RedisProducer(Producer):
 
     async def flush(self) -> None:
         """Wait until everything that was given has an outcome."""
-        while self._under_way:
+        while self._under_way > 0:  # less: some of a process or loop before ended here
             self._idle.clear()
             await self._idle.wait()
 
@@ -113,7 +113,7 @@ class RedisProducer(Producer):
 
         Raises:
             EmitRejected: certainly not stored: the server is out of memory, read-only, or refuses
-                this user; the event is too large.
+                this user; the event is too large; there was no connection before its deadline.
             EmitUnknown: the connection ended before the reply.
         """
         self.check_size(out)
@@ -132,10 +132,9 @@ class RedisProducer(Producer):
         self._under_way += 1
         try:
             while True:
-                wire = self._link.wire or await self.connected()
-                topic = self._topics.get(out.topic) or await self.topic(out.topic)
-                if topic is None:
-                    continue
+                wire, topic = self._link.wire, self._topics.get(out.topic)
+                if wire is None or topic is None:
+                    wire, topic = await self.ready(out)
                 stream = stream_of(topic, key)
                 try:
                     entry: bytes = await wire.call(b"XADD", stream, b"*", *fields)
@@ -187,17 +186,23 @@ class RedisProducer(Producer):
             raise EmitRejected("not sent: the producer is not started", retriable=True)
         return wire
 
-    async def topic(self, name: str) -> Topic | None:
-        """A topic, made known to all; None: the connection ended meanwhile.
+    async def ready(self, out: Outgoing) -> tuple[Wire, Topic]:
+        """The connection, and the topic of an event, made known to all; waits for both.
 
         Raises:
-            EmitRejected: the server refuses that, or the name can't be that of a key.
+            EmitRejected: not before its deadline; the server refuses that; the name can't be that
+                of a key.
         """
-        wire = await self.connected()
         try:
-            return self._topics.get(name) or await self._topics.learn(name, wire)
-        except WireError:
-            return None
+            async with asyncio.timeout_at(out.deadline - _MARGIN):
+                while True:
+                    wire = await self.connected()
+                    with contextlib.suppress(WireError):
+                        topic = self._topics.get(out.topic)
+                        return wire, topic or await self._topics.learn(out.topic, wire)
+        except TimeoutError as error:
+            why = "the server does not answer" if self._link.wire else str(self._link.down())
+            raise EmitRejected(f"not sent before its deadline: {why}", retriable=True) from error
         except RedisError as error:
             raise as_emit_error(error) from error
         except UnicodeEncodeError as error:
@@ -208,7 +213,17 @@ class RedisProducer(Producer):
     ) -> None:
         """Events were appended: old ones may have to go."""
         if config is not None and (config.maxlen is not None or config.max_age is not None):
-            self._trimmer.appended(stream, len(topic.streams), config, count)
+            self._trimmer.appended(stream, topic.shards, config, count)
+
+    def _begin(self) -> None:
+        """Know nothing yet; tasks and events of another loop or process are of no use here."""
+        self._topics = Topics(Keys(self._connection.prefix), self._connection.shards)
+        self._trimmer = Trimmer(self._link)
+        self._under_way = 0
+        self._idle = asyncio.Event()
+
+    def _renewed(self) -> None:
+        self._topics.make_known_again()
 
     def _done(self) -> None:
         self._under_way -= 1

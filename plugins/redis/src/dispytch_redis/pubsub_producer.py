@@ -12,10 +12,10 @@ from dispytch.fields import effective_key, header_pairs
 from dispytch.producer import Outcome
 from dispytch_redis.config import RedisPubSubEventConfig
 from dispytch_redis.connection import RedisPubSubConnection
-from dispytch_redis.errors import PUBSUB, as_connect_error, as_emit_error
+from dispytch_redis.errors import PUBSUB, NotSentError, WireError, as_connect_error, as_emit_error
 from dispytch_redis.frame import framed
 from dispytch_redis.link import Link
-from dispytch_redis.wire import NotSentError, Wire, WireError
+from dispytch_redis.wire import Wire
 
 __all__ = ["RedisPubSubProducer"]
 
@@ -97,7 +97,7 @@ class RedisPubSubProducer(Producer):
         try:
             await wire.call("PING")
         except (RedisError, WireError) as error:
-            raise as_connect_error(error, self._settings.login, PUBSUB) from error
+            raise as_connect_error(error, PUBSUB) from error
 
     def ordering_key(self, out: Outgoing, /) -> Hashable | None:
         """The config's `partition_key`, else the event's `__key__`."""
@@ -110,8 +110,8 @@ class RedisPubSubProducer(Producer):
             channel, and receivers: how many subscribers got it, which may be none.
 
         Raises:
-            EmitRejected: certainly not published: the server refuses this user or channel, or there
-                was no connection until the deadline.
+            EmitRejected: certainly not published: the event is too large, the server refuses this
+                user or channel, or there was no connection until the deadline.
             EmitUnknown: the connection ended before the reply.
         """
         channel, message = self._message(out)
@@ -125,7 +125,7 @@ class RedisPubSubProducer(Producer):
                     continue
                 return {"channel": channel.decode(), "receivers": receivers}
         except (RedisError, WireError) as error:
-            raise as_emit_error(error, self._settings.login) from error
+            raise as_emit_error(error) from error
         finally:
             self._done()
 
@@ -160,6 +160,11 @@ class RedisPubSubProducer(Producer):
             EmitRejected: it can't be sent.
         """
         headers: Sequence[tuple[str, bytes]] = ()
+        if len(out.payload) > self._settings.max_event_bytes:
+            raise EmitRejected(
+                f"the event has {len(out.payload):,} bytes, the limit is "
+                f"{self._settings.max_event_bytes:,} (max_event_bytes)"
+            )
         try:
             if out.headers or (out.config is not None and out.config.headers):
                 headers = header_pairs(out)

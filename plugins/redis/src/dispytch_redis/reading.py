@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 from dispytch_redis.entry import message_of
 from dispytch_redis.membership import Membership
-from dispytch_redis.script import BEGIN, CLAIM, DUE, READ
+from dispytch_redis.script import BEGIN, CLAIM, DUE, READ, Script
 from dispytch_redis.settling import Settling
 from dispytch_redis.shard import RedisDelivery, Shard, read_again
-from dispytch_redis.wire import Wire
+from dispytch_redis.wire import Argument, Wire
 
 __all__ = ["Reader"]
 
@@ -20,6 +21,9 @@ logger = logging.getLogger("dispytch.redis")
 _BYTES = 1024 * 1024  # of events, read in one step, and one more read
 _SHARDS = 500  # looked at in one step
 _PAGE = 100  # of what is pending
+
+_Entry: TypeAlias = tuple[bytes, int, list[bytes], bytes | None]
+"""Id, attempt, fields, and what comes with it where it had been put off."""
 
 
 class Reader:
@@ -34,8 +38,8 @@ class Reader:
         self._settling, self._membership = settling, membership
         self._turn = 0
 
-    async def read(self, wire: Wire, limit: int) -> list[RedisDelivery]:
-        """What can be delivered now, up to `limit`; nothing where there is nothing.
+    async def read(self, wire: Wire, limit: int, taken: deque[RedisDelivery]) -> None:
+        """Add what can be delivered now to `taken`, until it holds `limit`.
 
         What was put off and is due comes first, then what the owner before us left open, then what
         is new; of one shard nothing new before all that was left open.
@@ -44,9 +48,21 @@ class Reader:
             redis.exceptions.RedisError, WireError: see `Wire.call`; look at what is pending again.
         """
         shards = [shard for shard in self._membership.shards.values() if shard.is_read]
+        for shard in shards:
+            shard.is_asked = True
+        try:
+            await self._read(wire, limit, shards, taken)
+        finally:
+            for shard in shards:
+                shard.is_asked = False
+            if any(shard.is_free for shard in shards):
+                self._membership.look()
+
+    async def _read(
+        self, wire: Wire, limit: int, shards: Sequence[Shard], taken: deque[RedisDelivery]
+    ) -> None:
         if fresh := [shard for shard in shards if shard.last is None]:
             await asyncio.gather(*(self._enter(wire, shard) for shard in fresh))
-        taken: list[RedisDelivery] = []
         now = asyncio.get_running_loop().time()
         for shard in shards:
             if len(taken) < limit and shard.due is not None and shard.due <= now:
@@ -57,18 +73,17 @@ class Reader:
         if len(taken) < limit:
             ready = [shard for shard in shards if shard.recovered is None and shard.is_read]
             await self._take_new(wire, ready, taken, limit)
-        return taken
 
     def marks(self) -> dict[str, str]:
         """What tells of something to do, and up to where it was read."""
         shards = self._membership.shards.values()
         marks = {shard.stream: shard.last for shard in shards if shard.is_read and shard.last}
-        marks[self._settling.keys.changes] = self._membership.change
+        marks[self._settling.keys.changes] = self._membership.heard
         return marks
 
-    def look(self) -> None:
+    def look(self, change: str) -> None:
         """The group has changed."""
-        self._membership.look()
+        self._membership.look(change)
 
     def add(self, topics: dict[str, int]) -> None:
         """Topics that are new; how many shards each has."""
@@ -88,65 +103,74 @@ class Reader:
 
     async def _enter(self, wire: Wire, shard: Shard) -> None:
         """Learn how far the group is with a shard that has become ours."""
-        keys = [shard.stream, self._settling.keys.later(shard.name)]
+        _, *keys = self._settling.names(shard)
         last, is_made, due = await BEGIN.run(wire, keys, self._settling.group or "")
         if is_made:
-            self._tell_made(shard)
+            logger.warning(
+                "redis: the group %r was gone from %s, as after a loss of data, and is made again; "
+                "it begins with the first event that is there", self._settling.group, shard.stream,
+            )  # fmt: skip
         shard.last = last.decode()
         shard.due = _in(due)
 
     async def _take_due(
-        self, wire: Wire, shard: Shard, taken: list[RedisDelivery], limit: int
+        self, wire: Wire, shard: Shard, taken: deque[RedisDelivery], limit: int
     ) -> None:
-        keys, group = self._settling.keys, self._settling.group or ""
-        names = [keys.owners, shard.stream, keys.later(shard.name), keys.later_data(shard.name)]
-        told = await DUE.run(
-            wire, names, group, self._settling.member, shard.name, limit - len(taken)
-        )
+        told = await self._ask(DUE, wire, shard, limit - len(taken), _BYTES)
         if told is None:
-            self._membership.lost(shard)
             return
         entries, due = told
-        for id_, fields, written in entries:
-            attempt, headers = read_again(written)
-            message = message_of(fields)
-            message.headers = headers
-            self._take(shard, id_.decode(), message, attempt + 1, taken, is_retry=True)
         shard.due = _in(due)
+        self._take(shard, entries, taken)
 
     async def _recover(
-        self, wire: Wire, shard: Shard, taken: list[RedisDelivery], limit: int
+        self, wire: Wire, shard: Shard, taken: deque[RedisDelivery], limit: int
     ) -> None:
         """Take over a part of what was delivered and is not settled, and not under way here."""
         group, start = self._settling.group or "", shard.recovered or "-"
-        count = min(_PAGE, limit - len(taken))
-        page = await wire.call("XPENDING", shard.stream, group, start, "+", count)
-        times = {
-            each[0].decode(): int(each[3])
-            for each in page
-            if each[0].decode() not in shard.held and each[0].decode() not in shard.ending
-        }
-        if times:
-            keys = [self._settling.keys.owners, shard.stream, self._settling.keys.later(shard.name)]
-            told = await CLAIM.run(wire, keys, group, self._settling.member, shard.name, *times)
+        page = await wire.call("XPENDING", shard.stream, group, start, "+", _PAGE)
+        found = [(each[0].decode(), each[3]) for each in page]
+        wanted = [
+            each for each in found if each[0] not in shard.held and each[0] not in shard.ending
+        ]
+        looked = 0
+        if asked := wanted[: limit - len(taken)]:
+            arguments: list[Argument] = []
+            for id_, times in asked:
+                attempt = shard.attempts.setdefault(id_, times + shard.is_inherited)
+                arguments += (id_, attempt)
+            told = await self._ask(CLAIM, wire, shard, _BYTES, *arguments)
             if told is None:
-                self._membership.lost(shard)
                 return
-            entries, is_due, gone = told
+            looked, gone, entries = told
             if gone:
                 logger.warning(
                     "redis: %d events of %s were deleted before they were settled; they are lost",
                     gone, shard.stream,
                 )  # fmt: skip
-            if is_due:
-                shard.due = asyncio.get_running_loop().time()
-            for id_, fields in filter(None, entries):
-                name = id_.decode()
-                self._take(shard, name, message_of(fields), times[name] + 1, taken)
-        shard.recovered = f"({page[-1][0].decode()}" if len(page) == count else None
+            self._take(shard, entries, taken)
+        if looked < len(wanted):
+            shard.recovered = f"({asked[looked - 1][0]}"
+        elif len(page) == _PAGE:
+            shard.recovered = f"({found[-1][0]}"
+        else:
+            shard.recovered, shard.is_inherited = None, False
+            shard.attempts.clear()
+
+    async def _ask(self, script: Script, wire: Wire, shard: Shard, *arguments: Argument) -> Any:
+        """Run a script on a shard; None: what it told is of no use.
+
+        It is another member's by now; or we have to look again, and then find what this gave us.
+        """
+        settling, looks = self._settling, shard.looks
+        group, names = settling.group or "", settling.names(shard)
+        told = await script.run(wire, names, group, settling.member, shard.name, *arguments)
+        if told is None:
+            self._membership.lost([shard])
+        return told if shard.is_ours and shard.looks == looks else None
 
     async def _take_new(
-        self, wire: Wire, shards: Sequence[Shard], taken: list[RedisDelivery], limit: int
+        self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
     ) -> None:
         self._turn += 1
         for first in range(0, len(shards), _SHARDS):
@@ -158,10 +182,10 @@ class Reader:
                 return
 
     async def _read_part(
-        self, wire: Wire, shards: Sequence[Shard], taken: list[RedisDelivery], limit: int
+        self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
     ) -> None:
         keys = self._settling.keys
-        change, lost, made, found = await READ.run(
+        change, lost, gone, found = await READ.run(
             wire,
             [keys.owners, keys.changes, *(shard.stream for shard in shards)],
             self._settling.group or "",
@@ -170,31 +194,31 @@ class Reader:
             _BYTES,
             *(shard.name for shard in shards),
         )
-        for place in lost:
-            self._membership.lost(shards[place])
-        for place in made:
-            self._tell_made(shards[place])
+        if lost:
+            self._membership.lost([shards[place] for place in lost])
+        for place in gone:
+            shards[place].look_again()
+            self._membership.wake()
         for place, entries in found:
             shard = shards[place]
-            for id_, fields in entries:
-                self._take(shard, id_.decode(), message_of(fields), 1, taken)
-            shard.last = entries[-1][0].decode()
+            if shard.is_ours and shard.recovered is None:  # else it is found as pending
+                self._take(shard, ((id_, 1, fields, None) for id_, fields in entries), taken)
+                shard.last = entries[-1][0].decode()
         self._membership.look(change.decode())
 
-    def _take(
-        self, shard: Shard, id_: str, message: Any, attempt: int, taken: list[RedisDelivery],
-        *, is_retry: bool = False,
-    ) -> None:  # fmt: skip
-        if message.expires_ms is not None and message.expires_ms <= time.time() * 1000:
-            self._settling.drop(shard, id_)
-        elif shard.is_ours:  # else it is pending, and the next owner's
-            taken.append(RedisDelivery(shard, id_, message, attempt, is_retry=is_retry))
-
-    def _tell_made(self, shard: Shard) -> None:
-        logger.warning(
-            "redis: the group %r was gone from %s, as after a loss of data, and is made again; it "
-            "begins with the first event that is there", self._settling.group, shard.stream,
-        )  # fmt: skip
+    def _take(self, shard: Shard, entries: Iterable[_Entry], taken: deque[RedisDelivery]) -> None:
+        now = time.time() * 1000
+        for id_, attempt, fields, written in entries:
+            name, message, is_retry = id_.decode(), message_of(fields), written is not None
+            shard.attempts.pop(name, None)
+            if name in shard.held or name in shard.ending:  # the group has been set back
+                continue
+            if message.expires_ms is not None and message.expires_ms <= now:
+                self._settling.drop(shard, name, is_retry=is_retry)
+                continue
+            if written is not None:
+                message.headers = read_again(written)
+            taken.append(RedisDelivery(shard, name, message, attempt, is_retry=is_retry))
 
 
 def _in(milliseconds: int | None) -> float | None:

@@ -36,7 +36,7 @@ class _Lot:
     """
 
     done: dict[Shard, list[str]] = field(default_factory=dict[Shard, list[str]])
-    retried: list[RedisDelivery] = field(default_factory=list[RedisDelivery])
+    retried: list[tuple[Shard, str]] = field(default_factory=list[tuple[Shard, str]])
     waiting: list["asyncio.Future[None]"] = field(default_factory=list["asyncio.Future[None]"])
 
 
@@ -78,20 +78,13 @@ class Settling:
         if self.group is None:
             known.set_result(None)
             return known
-        if delivery.is_retry:
-            delivery.shard.ending.add(delivery.id)
-            self._lot.retried.append(delivery)
-        else:
-            self._end(delivery.shard, delivery.id)
+        self._end(delivery.shard, delivery.id, is_retry=delivery.is_retry)
         self._lot.waiting.append(known)
-        self._begin()
         return known
 
-    def drop(self, shard: Shard, id_: str) -> None:
+    def drop(self, shard: Shard, id_: str, *, is_retry: bool) -> None:
         """An event is worth nothing any more."""
-        if self.group is not None:
-            self._end(shard, id_)
-            self._begin()
+        self._end(shard, id_, is_retry=is_retry)
 
     async def later(self, delivery: RedisDelivery, delay: float) -> None:
         """It is to come again after so many seconds; returns when the server knows.
@@ -101,19 +94,22 @@ class Settling:
         """
         shard = delivery.shard
         if self.group is None:
-            del shard.held[delivery.id]
-            self._loop.call_later(delay, self._come_again, delivery)
+            self.again(delivery, delay)
             return
-        keys = [self.keys.owners, self.keys.later(shard.name), self.keys.later_data(shard.name)]
-        what = (self.member, shard.name, delivery.id, int(delay * 1000) + 1)
-        while (wire := await self._link.connected()) is not None:
+        what = (delivery.id, delivery.attempt, int(delay * 1000) + 1, written_again(delivery))
+        wire = await self._link.connected()
+        while wire is not None and shard.held.get(delivery.id) is delivery:
             try:
-                due = await LATER.run(wire, keys, *what, written_again(delivery))
+                known = await LATER.run(
+                    wire, self.names(shard), self.group, self.member, shard.name, *what
+                )
             except WireError:
+                wire = await self._link.connected()
                 continue  # telling it twice does no harm
             except RedisError as error:
+                self.again(delivery, delay)  # it is pending: whatever becomes of us, it is not lost
                 raise SettleError(str(as_connect_error(error))) from error
-            if due is None or shard.held.get(delivery.id) is not delivery:
+            if known is None or shard.held.get(delivery.id) is not delivery:
                 break
             del shard.held[delivery.id]
             at = self._loop.time() + delay
@@ -122,13 +118,26 @@ class Settling:
             return
         raise SettleError(_NOT_OURS)
 
-    def again(self, delivery: RedisDelivery) -> None:
-        """It is to come again at once."""
-        del delivery.shard.held[delivery.id]
-        self._come_again(delivery)
+    def again(self, old: RedisDelivery, delay: float = 0.0) -> None:
+        """It is to come again, and we keep it until then."""
+        message = Message(old.payload, old.key, old.headers, None)
+        again = RedisDelivery(old.shard, old.id, message, old.attempt + 1, is_retry=old.is_retry)
+        if delay:
+            self._loop.call_later(delay, self._come_again, again)
+        else:
+            self._come_again(again)
+
+    def _come_again(self, again: RedisDelivery) -> None:
+        if again.lost:
+            return
+        if again.shard.is_leaving:
+            again.shard.leave([again])
+        else:
+            self._nacked.append(again)
+        self._wake()
 
     def take_again(self, limit: int) -> list[RedisDelivery]:
-        """What is to come again at once."""
+        """What is to come again now."""
         if not self._nacked:
             return []
         nacked = [each for each in self._nacked if not each.lost]
@@ -142,20 +151,17 @@ class Settling:
             return
         by_attempt: dict[int, list[str]] = {}
         for each in deliveries:
-            if not each.is_retry:
-                by_attempt.setdefault(each.attempt, []).append(each.id)
+            by_attempt.setdefault(each.attempt, []).append(each.id)
         for attempt, ids in by_attempt.items():
             wire.call(
                 "XCLAIM", shard.stream, self.group, "dispytch", 0, *ids,
                 "RETRYCOUNT", attempt - 1, "JUSTID",
             )  # fmt: skip
 
-    def _come_again(self, old: RedisDelivery) -> None:
-        message = Message(old.payload, old.key, old.headers, None)
-        again = RedisDelivery(old.shard, old.id, message, old.attempt + 1, is_retry=old.is_retry)
-        if old.shard.is_ours:
-            self._nacked.append(again)
-            self._wake()
+    def names(self, shard: Shard) -> list[str]:
+        """The keys of all that is kept for a shard."""
+        keys = self.keys
+        return [keys.owners, shard.stream, keys.later(shard.name), keys.later_data(shard.name)]
 
     # Telling it
 
@@ -173,9 +179,13 @@ class Settling:
             _fail(known)
         self._lot = _Lot()
 
-    def _end(self, shard: Shard, id_: str) -> None:
+    def _end(self, shard: Shard, id_: str, *, is_retry: bool) -> None:
         shard.ending.add(id_)
-        self._lot.done.setdefault(shard, []).append(id_)
+        if is_retry:
+            self._lot.retried.append((shard, id_))
+        else:
+            self._lot.done.setdefault(shard, []).append(id_)
+        self._begin()
 
     def _begin(self) -> None:
         if self._telling is None and not self._is_over:
@@ -215,17 +225,8 @@ class Settling:
             for shard, ids in lot.done.items()
         ]
         retried = [
-            DONE.run(
-                wire,
-                [
-                    each.shard.stream,
-                    self.keys.later(each.shard.name),
-                    self.keys.later_data(each.shard.name),
-                ],
-                self.group or "",
-                each.id,
-            )
-            for each in lot.retried
+            DONE.run(wire, self.names(shard)[1:], self.group or "", id_)
+            for shard, id_ in lot.retried
         ]
         for result in await asyncio.gather(*telling, *retried, return_exceptions=True):
             if isinstance(result, BaseException):
@@ -234,9 +235,9 @@ class Settling:
         for shard, ids in lot.done.items():
             shard.ending.difference_update(ids)
             is_free = is_free or shard.is_free
-        for each in lot.retried:
-            each.shard.ending.discard(each.id)
-            is_free = is_free or each.shard.is_free
+        for shard, id_ in lot.retried:
+            shard.ending.discard(id_)
+            is_free = is_free or shard.is_free
         if is_free:
             self._wake()
 

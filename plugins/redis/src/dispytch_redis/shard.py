@@ -69,26 +69,34 @@ class Shard:
         stream: the key of its stream.
         last: the id of the last entry that was given to us; None: we have not begun yet.
         recovered: what was pending was looked at up to this id; None: all of it.
+        is_inherited: what is pending was delivered by the owner before us: what we claim of it
+            may have been begun.
+        attempts: of what was claimed here and no handler has begun.
+        looks: how often we had to look again.
         due: when the next of what was put off is due, on the loop's clock; None: there is none.
         held: what we delivered and is not settled, by id.
         ending: ids of what is settled, until the server knows.
         is_ours: nobody else has it.
         is_leaving: it is to be given away.
+        is_asked: the server is asked for events of it at this moment.
     """
 
     __slots__ = (
-        "due", "ending", "held", "is_leaving", "is_ours", "last", "name", "recovered", "settling",
-        "stream", "topic",
+        "attempts", "due", "ending", "held", "is_asked", "is_inherited", "is_leaving", "is_ours",
+        "last", "looks", "name", "recovered", "settling", "stream", "topic",
     )  # fmt: skip
 
     def __init__(self, settling: "Settling", topic: str, name: str, stream: str) -> None:
         self.settling, self.topic, self.name, self.stream = settling, topic, name, stream
         self.last: str | None = None
         self.recovered: str | None = "-"
+        self.is_inherited = True
+        self.attempts: dict[str, int] = {}
+        self.looks = 0
         self.due: float | None = None
         self.held: dict[str, RedisDelivery] = {}
         self.ending: set[str] = set()
-        self.is_ours, self.is_leaving = True, False
+        self.is_ours, self.is_leaving, self.is_asked = True, False, False
 
     @property
     def is_read(self) -> bool:
@@ -98,19 +106,32 @@ class Shard:
     @property
     def is_free(self) -> bool:
         """Whether it can be given away: nothing of it is under way."""
-        return self.is_leaving and not self.held
+        return self.is_leaving and not (self.held or self.ending or self.is_asked)
 
     def look_again(self) -> None:
-        """What is pending has to be looked at: a reply with some of it may have been lost."""
-        self.recovered = "-"
+        """Begin anew with what is pending, where a reply may be lost or the shard another's.
+
+        Of what is pending then and not held no handler has begun anything.
+        """
+        self.last, self.recovered = None, "-"
+        self.looks += 1
 
     def leave_unbegun(self) -> None:
         """Leave what no handler works on to the next owner."""
-        self._leave([each for each in self.held.values() if not each.running])
+        self.leave([each for each in self.held.values() if not each.running])
 
     def leave_all(self) -> None:
         """Leave everything to the next owner."""
-        self._leave(list(self.held.values()))
+        self.leave(list(self.held.values()))
+
+    def leave(self, deliveries: list[RedisDelivery]) -> None:
+        """Leave some to the next owner, who may be ourselves."""
+        unbegun = [each for each in deliveries if not each.running]
+        for delivery in deliveries:
+            del self.held[delivery.id]
+            delivery.lost = True
+        self.attempts.update((each.id, each.attempt) for each in unbegun)
+        self.settling.give_back(self, unbegun)
 
     def lose(self) -> None:
         """It is not ours any more."""
@@ -119,20 +140,14 @@ class Shard:
             delivery.lost = True
         self.held.clear()
 
-    def _leave(self, deliveries: list[RedisDelivery]) -> None:
-        for delivery in deliveries:
-            del self.held[delivery.id]
-            delivery.lost = True
-        self.settling.give_back(self, [each for each in deliveries if not each.running])
-
 
 def written_again(delivery: RedisDelivery) -> str:
-    """What comes with an event again that is put off: JSON; bytes no UTF-8 has are surrogates."""
+    """What comes with an event again that is put off, its headers: JSON, other bytes escaped."""
     pairs = [(name, value.decode("utf-8", "surrogateescape")) for name, value in delivery.headers]
-    return json.dumps([delivery.attempt, pairs])
+    return json.dumps(pairs)
 
 
-def read_again(written: bytes) -> tuple[int, Headers]:
-    """The same, read again: the attempt, and the headers."""
-    attempt, pairs = json.loads(written)
-    return attempt, tuple((name, value.encode("utf-8", "surrogateescape")) for name, value in pairs)
+def read_again(written: bytes) -> Headers:
+    """The same, read again."""
+    pairs = json.loads(written)
+    return tuple((name, value.encode("utf-8", "surrogateescape")) for name, value in pairs)

@@ -50,7 +50,8 @@ class Subscribed:
         keys = [self._keys.topics, self._keys.new_topics]
         for name in self._literal:
             self._topics[name] = await REGISTER.run(wire, keys, name, self._settings.shards)
-        await self._find(wire)
+        found, self._seen = await self._find(wire)
+        self._topics.update(found)
         await self._make_groups(wire, self._topics, self._settings.begins_at())
         return self._topics
 
@@ -68,8 +69,10 @@ class Subscribed:
         is_news = self._keys.new_topics in came or now > self._looked_at + _AGAIN
         if not self._patterns or not is_news:
             return {}
-        fresh = await self._find(wire)
+        fresh, seen = await self._find(wire)
         await self._make_groups(wire, fresh, "0")
+        self._topics.update(fresh)
+        self._seen, self._looked_at = seen, now
         return fresh
 
     async def backlog(self, wire: Wire) -> int | None:
@@ -80,9 +83,14 @@ class Subscribed:
         """
         waiting = 0
         told = await asyncio.gather(
-            *(wire.call("XINFO", "GROUPS", stream) for stream in self._streams(self._topics))
+            *(wire.call("XINFO", "GROUPS", stream) for stream in self._streams(self._topics)),
+            return_exceptions=True,
         )
         for groups in told:
+            if isinstance(groups, ResponseError) and "no such key" in str(groups):
+                continue  # the server lost it, and with it all that waited
+            if isinstance(groups, BaseException):
+                raise groups
             for pairs in groups:
                 group = dict(zip(pairs[::2], pairs[1::2], strict=True))
                 if group[b"name"].decode() == self._group:
@@ -91,10 +99,10 @@ class Subscribed:
                     waiting += group[b"pending"] + group[b"lag"]
         return waiting
 
-    async def _find(self, wire: Wire) -> dict[str, int]:
-        """Topics that match a pattern and were not known."""
+    async def _find(self, wire: Wire) -> tuple[dict[str, int], str]:
+        """Topics that match a pattern and are new to us, and up to where there was news of them."""
         if not self._patterns:
-            return {}
+            return {}, "0-0"
         # First up to where there is news: what comes after that is seen again.
         last: list[Any] = await wire.call("XREVRANGE", self._keys.new_topics, "+", "-", "COUNT", 1)
         pairs: list[bytes] = await wire.call("HGETALL", self._keys.topics)
@@ -104,10 +112,7 @@ class Subscribed:
             is_wanted = any(each.match(topic) is not None for each in self._patterns)
             if is_wanted and topic not in self._topics:
                 fresh[topic] = int(count)
-        self._topics.update(fresh)
-        self._seen = last[0][0].decode() if last else "0-0"
-        self._looked_at = asyncio.get_running_loop().time()
-        return fresh
+        return fresh, last[0][0].decode() if last else "0-0"
 
     async def _make_groups(self, wire: Wire, topics: Mapping[str, int], begin: str) -> None:
         if self._group is None:

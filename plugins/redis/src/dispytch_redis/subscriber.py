@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from dispytch import ConnectError
 from dispytch_redis.channels import Channels
 from dispytch_redis.connection import RedisPubSubConnection
-from dispytch_redis.errors import as_connect_error, described
+from dispytch_redis.errors import as_connect_error, described, without_login
 from dispytch_redis.opening import close, open_connection
 
 __all__ = ["Subscriber", "Take"]
@@ -80,7 +80,8 @@ class Subscriber:
             ) from None
         except (RedisError, OSError, AttributeError) as error:  # the last: see `open_connection`
             await close(connection)
-            raise as_connect_error(error, settings.login, backend) from error
+            told = without_login(error, settings.login)
+            raise as_connect_error(told, backend) from told
         except BaseException:
             await close(connection)
             raise

@@ -20,12 +20,14 @@ class Topic:
     """A topic in use.
 
     Attributes:
-        streams: the key of each shard's stream.
+        stem: what the keys of its streams begin with; their numbers follow.
+        shards: how many it has.
         until: when it is made known again, as `time.monotonic()`.
         turn: counts its events without a key.
     """
 
-    streams: list[bytes]
+    stem: bytes
+    shards: int
     until: float
     turn: int = 0
 
@@ -65,15 +67,19 @@ class Topics:
         shards = await REGISTER.run(wire, keys, name, self._shards)
         until = time.monotonic() + _FRESH
         topic = self._known.get(name)
-        if topic is not None and len(topic.streams) == shards:
+        if topic is not None and topic.shards == shards:
             topic.until = until
             return topic
         if len(self._known) >= _MOST:
             self._known.clear()
-        shard, stream = self._keys.shard, self._keys.stream
-        streams = [stream(shard(name, number)).encode() for number in range(shards)]
-        topic = self._known[name] = Topic(streams, until)
+        stem = self._keys.stream(self._keys.shard(name, 0))[:-1].encode()
+        topic = self._known[name] = Topic(stem, shards, until)
         return topic
+
+    def make_known_again(self) -> None:
+        """The server may have lost them: each is made known again before its next event."""
+        for topic in self._known.values():
+            topic.until = 0.0
 
     def _learnt(self, name: str, learning: "asyncio.Task[Topic]") -> None:
         del self._learning[name]
@@ -83,8 +89,8 @@ class Topics:
 
 def stream_of(topic: Topic, key: bytes | None) -> bytes:
     """The stream for an event: by its key, or each in turn."""
-    streams = topic.streams
-    if key is not None:
-        return streams[shard_of(key, len(streams))]
-    topic.turn = (topic.turn + 1) % len(streams)
-    return streams[topic.turn]
+    if key is None:
+        number = topic.turn = (topic.turn + 1) % topic.shards
+    else:
+        number = shard_of(key, topic.shards)
+    return b"%b%d" % (topic.stem, number)

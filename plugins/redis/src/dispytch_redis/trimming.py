@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 
 from redis.exceptions import RedisError
 
@@ -18,6 +17,7 @@ logger = logging.getLogger("dispytch.redis")
 
 _EVERY = 100  # events of a shard
 _PART = 10  # or this part of what is kept, where that is less
+_MOST = 10_000  # shards that are remembered
 
 
 class Trimmer:
@@ -37,6 +37,8 @@ class Trimmer:
     ) -> None:
         """Events with this config were appended to a shard."""
         keep = None if config.maxlen is None else -(-config.maxlen // shards)
+        if len(self._left) >= _MOST:
+            self._left.clear()
         left = self._left.get(stream, 0) - count
         if left > 0 or stream in self._trimming:
             self._left[stream] = left
@@ -54,10 +56,8 @@ class Trimmer:
             await asyncio.wait(tasks)
 
     async def _trim(self, stream: bytes, keep: int | None, config: RedisEventConfig) -> None:
-        since = ""
-        if config.max_age is not None:
-            since = str(int((time.time() - (moment_of(config.max_age, 0))) * 1000))
-        limits = ("" if keep is None else keep, since, int(config.trim_unsettled))
+        age = "" if config.max_age is None else int(moment_of(config.max_age, 0) * 1000)
+        limits = ("" if keep is None else keep, age, int(config.trim_unsettled))
         try:
             more = True
             while more and (wire := self._link.wire) is not None:

@@ -7,7 +7,8 @@ one command at a time as well, and it learns at once of a connection that was re
 
 import asyncio
 from collections import deque
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
 
 import hiredis
 from redis.asyncio import Connection
@@ -27,6 +28,11 @@ Argument: TypeAlias = bytes | str | int
 
 _REPLIES = (ResponseError, AuthenticationError, AuthorizationError, BusyLoadingError)
 """What redis-py raises for a refusal: all else means that there is no reply."""
+
+# It takes more than its types say.
+_pack = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+
+_DOUBT = 0.05  # seconds in which what has come is read
 
 
 class Wire:
@@ -62,7 +68,7 @@ class Wire:
         if self.ended.done():
             _fail(reply, NotSentError())
         else:
-            self._waiting.append((hiredis.pack_command(command), reply))  # type: ignore[arg-type]
+            self._waiting.append((_pack(command), reply))
             self._more.set()
         return reply
 
@@ -97,7 +103,8 @@ class Wire:
                 if not wanted:
                     self._waiting = []
                     continue
-                if not connection.is_connected:  # sending would open it again, in silence
+                # Not connected, redis-py would open it again in silence; closing, nothing would go.
+                if not connection.is_connected or _is_closing(connection):
                     self.abort("it was closed by the other side")
                     return
                 self._waiting = []
@@ -127,14 +134,27 @@ class Wire:
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing more will be read
             self.abort(f"{type(error).__name__} while reading")
 
-    def _watch(self) -> None:
-        """Give up a connection on which nothing comes."""
+    def _watch(self, doubted: float | None = None) -> None:
+        """Give up a connection on which nothing comes.
+
+        Args:
+            doubted: when something came last, where that was found to be too long ago just now.
+        """
         left = self._heard + self._patience - self._loop.time()
-        if self._under_way and left <= 0:
-            self.abort(f"no reply for {self._patience:g} s")
-        else:
-            left = left if self._under_way else self._patience
+        if not self._under_way:
+            self._watching = self._loop.call_later(self._patience, self._watch)
+        elif left > 0:
             self._watching = self._loop.call_later(left, self._watch)
+        elif doubted != self._heard:  # the loop may have stood still, with what came unread
+            self._watching = self._loop.call_later(_DOUBT, self._watch, self._heard)
+        else:
+            self.abort(f"no reply for {self._patience:g} s")
+
+
+def _is_closing(connection: Connection) -> bool:
+    """Whether it ended, and redis-py has not noticed yet."""
+    writer = connection._writer
+    return writer is None or writer.is_closing()
 
 
 def _fail(reply: "asyncio.Future[Any]", error: Exception) -> None:

@@ -1,5 +1,5 @@
 -- How far a group is with a shard. A group that is not there any more is made again.
--- KEYS: stream, later   ARGV: group
+-- KEYS: stream, later, data   ARGV: group
 -- Returns the last id that was delivered, whether the group had to be made, and in how many ms the
 -- first of what was put off is due.
 local function delivered()
@@ -18,10 +18,11 @@ end
 local last, made = delivered(), 0
 if not last then
   redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+  redis.call('DEL', KEYS[2], KEYS[3])
   last, made = '0-0', 1
 end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
-if not first or first == 'inf' then
+if not first then
   return {last, made, false}
 end
 local time = redis.call('TIME')

@@ -1,22 +1,32 @@
 -- Take over what was delivered and is not settled.
--- KEYS: owners, stream, later   ARGV: group, member, shard, id, ...
--- Returns nothing where the shard is not this member's; else the entries, without those that were
--- put off, and whether some of these were under way: they are due now.
+-- KEYS: owners, stream, later, data
+-- ARGV: group, member, shard, bytes, id, attempt, id, attempt, ...
+-- Returns nothing where the shard is not this member's; else how many of these were looked at, how
+-- many of them are deleted, and those that are not put off: id, attempt, fields, what comes with it.
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[2] then
   return false
 end
-local wanted, due = {}, 0
-for i = 4, #ARGV do
-  local at = redis.call('ZSCORE', KEYS[3], ARGV[i])
-  if not at then
-    wanted[#wanted + 1] = ARGV[i]
-  elseif at == 'inf' then
-    redis.call('ZADD', KEYS[3], 0, ARGV[i])
-    due = 1
+local bytes, looked, gone, taken = tonumber(ARGV[4]), 0, 0, {}
+for i = 5, #ARGV, 2 do
+  local id, attempt = ARGV[i], ARGV[i + 1]
+  if not redis.call('ZSCORE', KEYS[3], id) then
+    local entry = redis.call(
+      'XCLAIM', KEYS[2], ARGV[1], 'dispytch', 0, id, 'RETRYCOUNT', attempt
+    )[1]
+    if entry then
+      local fields = entry[2]
+      taken[#taken + 1] = {id, tonumber(attempt), fields, redis.call('HGET', KEYS[4], id)}
+      for _, text in ipairs(fields) do
+        bytes = bytes - #text
+      end
+    else
+      redis.call('HDEL', KEYS[4], id)
+      gone = gone + 1
+    end
+  end
+  looked = looked + 1
+  if bytes <= 0 then
+    break
   end
 end
-if #wanted == 0 then
-  return {{}, due, 0}
-end
-local entries = redis.call('XCLAIM', KEYS[2], ARGV[1], 'dispytch', 0, unpack(wanted))
-return {entries, due, #wanted - #entries}
+return {looked, gone, taken}

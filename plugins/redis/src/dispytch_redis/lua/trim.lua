@@ -1,8 +1,8 @@
 -- Delete the oldest entries of a shard, as far as every group has settled them.
--- KEYS: stream   ARGV: how many to keep (or ''), from when on (ms since 1970, or ''), whether to
--- delete what is not settled, too
+-- KEYS: stream   ARGV: how many to keep (or ''), for how long (ms, or ''), whether to delete what is
+-- not settled, too
 -- Returns how many were deleted, and whether there are more.
-local MOST = 500
+local MOST, BYTES = 500, 1024 * 1024 -- in one step: the server does nothing else meanwhile
 
 local function before(one, other)
   local ms, seq = string.match(one, '(%d+)-(%d+)')
@@ -12,21 +12,33 @@ local function before(one, other)
 end
 
 local excess = ARGV[1] ~= '' and redis.call('XLEN', KEYS[1]) - tonumber(ARGV[1]) or 0
-if excess <= 0 and ARGV[2] == '' then
-  return {0, 0}
+local since = '0-0'
+if ARGV[2] ~= '' then
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  since = string.format('%.0f-0', math.max(0, now - tonumber(ARGV[2])))
 end
-local oldest = redis.call(
-  'XRANGE', KEYS[1], '-', '+', 'COUNT', ARGV[2] == '' and math.min(excess, MOST) + 1 or MOST + 1
-)
-local keep, more = oldest[1] and oldest[1][1], 0
-for place, entry in ipairs(oldest) do
-  local is_old = ARGV[2] ~= '' and before(entry[1], ARGV[2] .. '-0')
-  if place <= excess or is_old then
-    keep = oldest[place + 1] and oldest[place + 1][1] or entry[1]
-    more = place >= MOST and 1 or 0
+
+-- The first entry to be kept. Whatever its age, the last one of the stream is.
+local keep, count, bytes, more, page, start = nil, 0, 0, 0, 1, '-'
+while page > 0 and (excess > 0 or since ~= '0-0') do
+  local entries = redis.call('XRANGE', KEYS[1], start, '+', 'COUNT', page)
+  page = #entries == page and math.min(page * 2, 100) or 0
+  for _, entry in ipairs(entries) do
+    keep = entry[1]
+    local is_old = count < excess or before(keep, since)
+    if not is_old or count == MOST or bytes > BYTES then
+      more, page = is_old and 1 or 0, 0
+      break
+    end
+    count = count + 1
+    for _, text in ipairs(entry[2]) do
+      bytes = bytes + #text
+    end
   end
+  start, page = keep and '(' .. keep, bytes > BYTES and math.min(page, 1) or page
 end
-if not keep then
+if count == 0 then
   return {0, 0}
 end
 if ARGV[3] ~= '1' then
