@@ -88,7 +88,7 @@ async def test_a_frozen_server_leaves_the_outcome_unknown(
             with pytest.raises(EmitUnknown, match="no reply"):
                 await producer.send_message(out(unique_name))
             soon = asyncio.get_running_loop().time() + 1.0
-            with pytest.raises(EmitRejected, match="not sent before the deadline") as raised:
+            with pytest.raises(EmitRejected, match="not sent before its deadline") as raised:
                 await producer.send_message(out(unique_name, deadline=soon))
             assert raised.value.retriable
             with pytest.raises(ConnectError):

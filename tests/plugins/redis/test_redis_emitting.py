@@ -559,7 +559,7 @@ async def test_stopping_a_frozen_one_takes_seconds(
     own_redis: Redis, unique_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was sent is unknown then, what waited for its topic was not sent."""
-    monkeypatch.setattr("dispytch_redis.producer._FLUSH", 0.3)
+    monkeypatch.setattr("dispytch_redis.sending._FLUSH", 0.3)
     tasks = asyncio.all_tasks()
     async with producing(own_redis.url) as producer:
         await producer.send_message(out(unique_name))

@@ -144,6 +144,8 @@ def test_a_foreign_exception_has_no_meaning() -> None:
         (exceptions.ResponseError("two\nlines\r\n of  it"), "two lines of it"),
         (exceptions.InvalidResponse(b"payload"), "what came is not Redis' protocol"),
         (reply("MOVED 3999 10.0.0.7:6381"), "it is a Redis Cluster, which is not supported"),
+        (reply("CROSSSLOT Keys in request don't hash"), "it is a Redis Cluster, which is not supported"),
+        (reply("CLUSTERDOWN Hash slot not served"), "it is a Redis Cluster, which is not supported"),
     ],
 )  # fmt: skip
 def test_what_is_told_has_no_login_and_no_payload(error: Exception, told: str) -> None:

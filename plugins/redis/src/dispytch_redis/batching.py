@@ -138,7 +138,7 @@ async def _append_step(
     try:
         async with asyncio.timeout_at(deadline):
             while True:
-                wire, sent = await producer.connected(), False
+                wire, sent = await producer.connected(deadline), False
                 try:
                     sent = True
                     if len(items) == 1:  # also one with more fields than Lua can hand on

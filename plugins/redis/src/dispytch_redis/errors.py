@@ -103,6 +103,12 @@ MEANINGS: dict[type[BaseException], Meaning] = {
 _FOR_NOW = frozenset({"BUSY", "MISCONF", "NOREPLICAS"})
 """Codes of plain replies that another attempt may not meet."""
 
+_OF_A_CLUSTER = (
+    exceptions.AskError,
+    exceptions.ClusterCrossSlotError,
+    exceptions.ClusterDownError,
+)
+
 _TOO_MANY = "max number of clients reached"  # a plain ConnectionError, but a reply
 
 _ADVICE = {  # by what a text holds, when connecting
@@ -130,7 +136,7 @@ def described(error: BaseException, login: str | None = None) -> str:
     name = type(error).__name__
     if isinstance(error, exceptions.InvalidResponse):  # it holds what came instead
         return f"{name}: what came is not Redis' protocol"
-    if isinstance(error, exceptions.AskError):
+    if isinstance(error, _OF_A_CLUSTER):
         return f"{name}: it is a Redis Cluster, which is not supported"
     text = " ".join(str(error).split())
     text = re.sub(r",? with args beginning with.*", "", text)
@@ -147,7 +153,7 @@ def _hidden(text: str, login: str) -> str:
 def without_login(error: Exception, login: str | None) -> Exception:
     """The same error, where need be without the user's name: some replies tell it."""
     if login and login in str(error):
-        return type(error)(_hidden(str(error), login))
+        error.args = (_hidden(str(error), login),)
     return error
 
 

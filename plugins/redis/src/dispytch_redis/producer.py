@@ -1,33 +1,28 @@
 """RedisProducer: appends events to streams."""
 
 import asyncio
-import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 from redis.exceptions import RedisError
 
-from dispytch import ConfigError, EmitRejected, Outgoing, Producer
-from dispytch.fields import effective_key
+from dispytch import ConfigError, EmitRejected, Outgoing
 from dispytch.producer import Details, Outcome
 from dispytch_redis.batching import send_batch
 from dispytch_redis.config import RedisEventConfig
 from dispytch_redis.connection import RedisConnection
 from dispytch_redis.entry import fields_of
-from dispytch_redis.errors import BACKEND, NotSentError, WireError, as_connect_error, as_emit_error
+from dispytch_redis.errors import BACKEND, NotSentError, WireError, as_emit_error
 from dispytch_redis.keys import Keys
-from dispytch_redis.link import Link
+from dispytch_redis.sending import MARGIN, RedisSender
 from dispytch_redis.topics import Topic, Topics, stream_of
 from dispytch_redis.trimming import Trimmer
 from dispytch_redis.wire import Wire
 
 __all__ = ["RedisProducer"]
 
-_FLUSH = 5.0  # seconds that stopping waits for what is under way
-_MARGIN = 0.05  # seconds before its deadline when what was not sent is given up, to say so
 
-
-class RedisProducer(Producer):
+class RedisProducer(RedisSender):
     """Appends events to Redis Streams, over one connection.
 
     While there is no connection emits wait for one, until their deadline. What was sent when the
@@ -42,7 +37,6 @@ class RedisProducer(Producer):
 
     backend = BACKEND
     event_config = RedisEventConfig
-    carries_headers = True
 
     def __init__(self, connection: RedisConnection) -> None:
         if not isinstance(connection, RedisConnection):
@@ -51,59 +45,27 @@ class RedisProducer(Producer):
                 "or use EventEmitter.from_url('redis://localhost')"
             )
         self._connection = connection
-        self._largest = connection.max_event_bytes
-        self._link = Link(connection, BACKEND, renewed=self._renewed)
-        self._begin()
+        super().__init__(connection)
 
     @classmethod
     def from_connection(cls, connection: RedisConnection, /) -> Self:
         """The producer of the server a URL names."""
         return cls(connection)
 
-    async def start(self) -> None:
-        """Connect.
+    def _begin(self) -> None:
+        super()._begin()
+        self._topics = Topics(Keys(self._connection.prefix), self._connection.shards)
+        self._trimmer = Trimmer(self._link)
 
-        Raises:
-            ConnectError: the server can't be reached, or refuses us.
-        """
-        if not self._link.is_kept:
-            self._begin()
-            await self._link.open()
+    def _renewed(self) -> None:
+        self._topics.make_known_again()
 
     async def stop(self) -> None:
         """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
         try:
-            if self._link.is_kept:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_FLUSH):
-                        await self.flush()
+            await super().stop()
         finally:
             await self._trimmer.stop()
-            await self._link.close()
-
-    async def flush(self) -> None:
-        """Wait until everything that was given has an outcome."""
-        while self._under_way > 0:  # less: some of a process or loop before ended here
-            self._idle.clear()
-            await self._idle.wait()
-
-    async def ping(self) -> None:
-        """Ask the server for a sign of life.
-
-        Raises:
-            ConnectError: there is none, or the producer is not started.
-        """
-        wire = self._link.wire
-        if wire is None:
-            raise self._link.down()
-        try:
-            await wire.call("PING")
-        except (RedisError, WireError) as error:
-            raise as_connect_error(error) from error
-
-    def ordering_key(self, out: Outgoing, /) -> Hashable | None:
-        """The config's `partition_key`, else the event's `__key__`."""
-        return effective_key(out)
 
     async def send_message(self, out: Outgoing, /) -> Details:
         """Append one event; returns when the server has it.
@@ -163,29 +125,6 @@ class RedisProducer(Producer):
 
     # What `send_batch` needs, too
 
-    def check_size(self, out: Outgoing) -> None:
-        """Refuse what is too large.
-
-        Raises:
-            EmitRejected: it has more bytes than `max_event_bytes`.
-        """
-        if len(out.payload) > self._largest:
-            raise EmitRejected(
-                f"the event has {len(out.payload):,} bytes, the limit is {self._largest:,} "
-                "(max_event_bytes)"
-            )
-
-    async def connected(self) -> Wire:
-        """The connection; waits for one.
-
-        Raises:
-            EmitRejected: the producer is not started, or was stopped.
-        """
-        wire = await self._link.connected()
-        if wire is None:
-            raise EmitRejected("not sent: the producer is not started", retriable=True)
-        return wire
-
     async def ready(self, out: Outgoing) -> tuple[Wire, Topic]:
         """The connection, and the topic of an event, made known to all; waits for both.
 
@@ -193,20 +132,20 @@ class RedisProducer(Producer):
             EmitRejected: not before its deadline; the server refuses that; the name can't be that
                 of a key.
         """
-        try:
-            async with asyncio.timeout_at(out.deadline - _MARGIN):
-                while True:
-                    wire = await self.connected()
-                    with contextlib.suppress(WireError):
-                        topic = self._topics.get(out.topic)
-                        return wire, topic or await self._topics.learn(out.topic, wire)
-        except TimeoutError as error:
-            why = "the server does not answer" if self._link.wire else str(self._link.down())
-            raise EmitRejected(f"not sent before its deadline: {why}", retriable=True) from error
-        except RedisError as error:
-            raise as_emit_error(error) from error
-        except UnicodeEncodeError as error:
-            raise EmitRejected("the topic holds what UTF-8 can't encode") from error
+        while True:
+            wire = await self.connected(out.deadline)
+            try:
+                async with asyncio.timeout_at(out.deadline - MARGIN):
+                    topic = self._topics.get(out.topic)
+                    return wire, topic or await self._topics.learn(out.topic, wire)
+            except WireError:
+                continue
+            except TimeoutError as error:
+                raise self.too_late() from error
+            except RedisError as error:
+                raise as_emit_error(error) from error
+            except UnicodeEncodeError as error:
+                raise EmitRejected("the topic holds what UTF-8 can't encode") from error
 
     def appended(
         self, config: RedisEventConfig | None, topic: Topic, stream: bytes, count: int = 1
@@ -214,18 +153,3 @@ class RedisProducer(Producer):
         """Events were appended: old ones may have to go."""
         if config is not None and (config.maxlen is not None or config.max_age is not None):
             self._trimmer.appended(stream, topic.shards, config, count)
-
-    def _begin(self) -> None:
-        """Know nothing yet; tasks and events of another loop or process are of no use here."""
-        self._topics = Topics(Keys(self._connection.prefix), self._connection.shards)
-        self._trimmer = Trimmer(self._link)
-        self._under_way = 0
-        self._idle = asyncio.Event()
-
-    def _renewed(self) -> None:
-        self._topics.make_known_again()
-
-    def _done(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()

@@ -1,31 +1,23 @@
 """RedisPubSubProducer: publishes events to whoever listens."""
 
-import asyncio
-import contextlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from redis.exceptions import RedisError
 
-from dispytch import ConfigError, EmitRejected, Outgoing, Producer
+from dispytch import ConfigError, EmitRejected, Outgoing
 from dispytch.fields import effective_key, header_pairs
 from dispytch.producer import Outcome
 from dispytch_redis.config import RedisPubSubEventConfig
 from dispytch_redis.connection import RedisPubSubConnection
-from dispytch_redis.errors import PUBSUB, NotSentError, WireError, as_connect_error, as_emit_error
+from dispytch_redis.errors import PUBSUB, NotSentError, WireError, as_emit_error
 from dispytch_redis.frame import framed
-from dispytch_redis.link import Link
-from dispytch_redis.wire import Wire
+from dispytch_redis.sending import RedisSender
 
 __all__ = ["RedisPubSubProducer"]
 
-_FLUSH = 5.0  # seconds that stopping waits for what is under way
-_MARGIN = 0.05
-"""Seconds before its deadline when an event without a connection is given up, with time to say that
-it certainly was not sent."""
 
-
-class RedisPubSubProducer(Producer):
+class RedisPubSubProducer(RedisSender):
     """Publishes events to Redis channels, over one connection.
 
     Redis gives an event to those who are subscribed at that moment, and keeps nothing: with nobody
@@ -41,7 +33,6 @@ class RedisPubSubProducer(Producer):
 
     backend = PUBSUB
     event_config = RedisPubSubEventConfig
-    carries_headers = True
 
     def __init__(self, connection: RedisPubSubConnection) -> None:
         if not isinstance(connection, RedisPubSubConnection):
@@ -50,58 +41,13 @@ class RedisPubSubProducer(Producer):
                 f"{type(connection).__name__}; or use "
                 "EventEmitter.from_url('redis+pubsub://localhost')"
             )
-        self._settings = connection
-        self._link = Link(connection, PUBSUB)
-        self._under_way = 0
-        self._idle = asyncio.Event()
+        self._prefix = connection.channel_prefix
+        super().__init__(connection)
 
     @classmethod
     def from_connection(cls, connection: RedisPubSubConnection, /) -> Self:
         """The producer of the server a URL names."""
         return cls(connection)
-
-    async def start(self) -> None:
-        """Connect.
-
-        Raises:
-            ConnectError: the server can't be reached, or refuses us.
-        """
-        if not self._link.is_kept:
-            await self._link.open()
-
-    async def stop(self) -> None:
-        """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
-        try:
-            if self._link.is_kept:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_FLUSH):
-                        await self.flush()
-        finally:
-            await self._link.close()
-
-    async def flush(self) -> None:
-        """Wait until everything that was given has an outcome."""
-        while self._under_way:
-            self._idle.clear()
-            await self._idle.wait()
-
-    async def ping(self) -> None:
-        """Ask the server for a sign of life.
-
-        Raises:
-            ConnectError: there is none, or the producer is not started.
-        """
-        wire = self._link.wire
-        if wire is None:
-            raise self._link.down()
-        try:
-            await wire.call("PING")
-        except (RedisError, WireError) as error:
-            raise as_connect_error(error, PUBSUB) from error
-
-    def ordering_key(self, out: Outgoing, /) -> Hashable | None:
-        """The config's `partition_key`, else the event's `__key__`."""
-        return effective_key(out)
 
     async def send_message(self, out: Outgoing, /) -> dict[str, Any]:
         """Publish one event; returns when the server has given it to those who are there.
@@ -118,7 +64,7 @@ class RedisPubSubProducer(Producer):
         self._under_way += 1
         try:
             while True:
-                wire = self._link.wire or await self._connected(out)
+                wire = self._link.wire or await self.connected(out.deadline)
                 try:
                     receivers: int = await wire.call(b"PUBLISH", channel, message)
                 except NotSentError:
@@ -160,34 +106,13 @@ class RedisPubSubProducer(Producer):
             EmitRejected: it can't be sent.
         """
         headers: Sequence[tuple[str, bytes]] = ()
-        if len(out.payload) > self._settings.max_event_bytes:
-            raise EmitRejected(
-                f"the event has {len(out.payload):,} bytes, the limit is "
-                f"{self._settings.max_event_bytes:,} (max_event_bytes)"
-            )
+        self.check_size(out)
         try:
             if out.headers or (out.config is not None and out.config.headers):
                 headers = header_pairs(out)
             message = framed(out.payload, effective_key(out), headers)
-            return (self._settings.channel_prefix + out.topic).encode(), message
+            return (self._prefix + out.topic).encode(), message
         except UnicodeEncodeError as error:
             raise EmitRejected(
                 "the topic, the key or a header holds what UTF-8 can't encode"
             ) from error
-
-    async def _connected(self, out: Outgoing) -> Wire:
-        try:
-            async with asyncio.timeout_at(out.deadline - _MARGIN):
-                wire = await self._link.connected()
-        except TimeoutError:
-            raise EmitRejected(
-                f"not sent before the deadline: {self._link.down()}", retriable=True
-            ) from None
-        if wire is None:
-            raise EmitRejected("not sent: the producer is not started", retriable=True)
-        return wire
-
-    def _done(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._idle.set()

@@ -66,8 +66,7 @@ class Settling:
         self._nacked: list[RedisDelivery] = []
         self._lot = _Lot()
         self._telling: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._is_begun = self._is_over = False
+        self._is_over = False
 
     # What becomes of a delivery
 
