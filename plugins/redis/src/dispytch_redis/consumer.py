@@ -159,6 +159,8 @@ class RedisConsumer(Consumer):
             reader.hear(came)
             if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
+            if came and self._reader is reader:  # at once; it may have been stopped meanwhile
+                await reader.read(self._opened(), limit, self._ready)
         except (RedisError, WireError) as error:
             reader.look_again()
             failure = as_connect_error(error)
