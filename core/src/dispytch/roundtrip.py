@@ -151,7 +151,11 @@ class BodyWriter:
             raise EncodeError(
                 f"{type(event).__name__} can't be written as JSON: {error}"
             ) from error
-        if b"NaN" in body or b"Infinity" in body or (self._hides_nan and b"null" in body):
+        if (
+            (_N in body and b"NaN" in body)
+            or (_I in body and b"Infinity" in body)
+            or (self._hides_nan and b"null" in body)
+        ):
             self._refuse_nan(event, body)
         return body
 
@@ -189,6 +193,8 @@ class BodyWriter:
 
 
 _ID = {"id"}
+_N, _I = b"NI"
+"""Letters, as numbers: to look for one costs a tenth of looking for a word."""
 
 
 def _finite(value: Any) -> bool:

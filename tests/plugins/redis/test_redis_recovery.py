@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from brokers.redis_access import RedisAccess
-from dispytch import SettleError
+from brokers.redis_access import RedisAccess, connected
+from dispytch import ConnectError, Outgoing, SettleError, Subscription
 
 pytest.importorskip("redis")
 
+from dispytch_redis import RedisConsumer
 from dispytch_redis.script import BALANCE, CLAIM, DUE, LATER, READ
 from plugins.redis.receiving import (
     GROUP,
@@ -109,15 +110,7 @@ async def test_a_lost_reply_of_new_events_loses_and_counts_nothing(
         assert attempts(taken) == [1] * 5
         await ack_all(taken)
         monkeypatch.undo()
-        reads, run = [0], READ.run
-
-        async def run_and_count(*given: Any) -> Any:
-            reads[0] += 1
-            return await run(*given)
-
-        monkeypatch.setattr(READ, "run", run_and_count)
-        await nothing_more(consumer, 0.7)
-        assert reads[0] < 10
+        await _is_quiet(consumer, monkeypatch)
 
 
 async def test_events_are_quiet_when_they_are_read_after_a_lost_reply(
@@ -129,15 +122,7 @@ async def test_events_are_quiet_when_they_are_read_after_a_lost_reply(
         await place.emit(TOPIC, *numbered(3), key="k")
         await ack_all(await take(consumer, 3))
         monkeypatch.undo()
-        reads, run = [0], READ.run
-
-        async def run_and_count(*given: Any) -> Any:
-            reads[0] += 1
-            return await run(*given)
-
-        monkeypatch.setattr(READ, "run", run_and_count)
-        await nothing_more(consumer, 0.7)
-        assert reads[0] < 10
+        await _is_quiet(consumer, monkeypatch)
 
 
 async def test_a_lost_reply_of_a_takeover_counts_one_attempt(
@@ -314,9 +299,6 @@ async def test_a_lost_reply_to_joining_leaves_no_ghost(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who could not join owns nothing; the next one gets all at once."""
-    from dispytch import ConnectError, Subscription
-    from dispytch_redis import RedisConsumer
-
     await place.emit(TOPIC, b"0")
     failing = RedisConsumer(place.connection())
     await failing.start()
@@ -342,6 +324,36 @@ def _each(command: Callable[[str], tuple[str, ...]]) -> Callable[[Place], None]:
 
 
 GONE, NOT_OURS, DEAD = "was gone from", "not this member's any more", "was taken for dead"
+
+
+@pytest.mark.parametrize("how", ["read", "passed over"])
+async def test_what_others_did_to_the_group_does_not_make_it_spin(
+    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What an administrator's client was given comes; what the group was set beyond does not."""
+    async with place.subscribed(TOPIC, shards=1) as consumer:
+        stream = place.keys.stream(place.keys.shard(TOPIC, 0))
+        commands = {
+            "read": ("XREADGROUP", "GROUP", GROUP, "admin", "STREAMS", stream, ">"),
+            "passed over": ("XGROUP", "SETID", stream, GROUP, "$"),
+        }
+        await nothing_more(consumer, 0.1)
+        with connected(place.broker.url) as connection:
+            connection.send("MULTI")
+            connection.send("XADD", stream, "*", "payload", "0")
+            connection.send(*commands[how])
+            connection.send("EXEC")
+            for _ in range(4):
+                connection.read()
+        if how == "read":
+            taken = await take(consumer, 1)
+            assert (taken[0].payload, taken[0].attempt) == (b"0", 1)
+            await ack_all(taken)
+        await _is_quiet(consumer, monkeypatch)
+        await place.emit(TOPIC, b"1")
+        assert payloads(await take(consumer, 1)) == [b"1"]
+
+
 LOSSES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "streams": (_each(lambda stream: ("DEL", stream)), GONE),
     "groups": (_each(lambda stream: ("XGROUP", "DESTROY", stream, GROUP)), GONE),
@@ -379,8 +391,6 @@ async def test_a_loss_of_data_is_told_and_gone_on_from(
                         continue
 
         async def emit(name: str) -> None:
-            from dispytch import Outgoing
-
             for key in keys:
                 out = Outgoing("", "", TOPIC, f"{name} {key}".encode(), key)
                 await producer.send_message(out)
@@ -403,3 +413,16 @@ async def test_a_loss_of_data_is_told_and_gone_on_from(
 def _nothing_is_kept(place: Place) -> None:
     """Nothing of what was put off is left."""
     assert not [key for key in place.left() if ":later" in key]
+
+
+async def _is_quiet(consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits, and does not ask again and again."""
+    reads, run = [0], READ.run
+
+    async def run_and_count(*given: Any) -> Any:
+        reads[0] += 1
+        return await run(*given)
+
+    monkeypatch.setattr(READ, "run", run_and_count)
+    await nothing_more(consumer, 0.7)
+    assert reads[0] < 10

@@ -156,10 +156,11 @@ class RedisConsumer(Consumer):
                 return
             marks = {**reader.marks(), **self._topics.marks()}
             came = await self._news.wait(marks, reader.next_due())
-            if change := came.get(self._settling.keys.changes):
-                reader.look(change)
+            reader.hear(came)
             if fresh := await self._topics.look(wire, came):
                 reader.add(fresh)
+            if came and self._reader is reader:  # at once; it may have been stopped meanwhile
+                await reader.read(self._opened(), limit, self._ready)
         except (RedisError, WireError) as error:
             reader.look_again()
             failure = as_connect_error(error)

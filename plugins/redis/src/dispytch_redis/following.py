@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dispytch_redis.entry import message_of
 from dispytch_redis.keys import Keys
@@ -98,8 +98,8 @@ class Follower:
     def next_due(self) -> None:
         """Nothing is put off on the server."""
 
-    def look(self, change: str) -> None:
-        """There is no group that could have changed."""
+    def hear(self, came: Mapping[str, str]) -> None:
+        """What is read says it all."""
 
     def look_again(self) -> None:
         """A reply was lost: nothing is, as we know up to where we have read."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from dispytch_redis.entry import message_of
@@ -37,6 +37,7 @@ class Reader:
     def __init__(self, settling: Settling, membership: Membership) -> None:
         self._settling, self._membership = settling, membership
         self._turn = 0
+        self._came: Mapping[str, str] = {}
 
     async def read(self, wire: Wire, limit: int, taken: deque[RedisDelivery]) -> None:
         """Add what can be delivered now to `taken`, until it holds `limit`.
@@ -65,12 +66,12 @@ class Reader:
             await asyncio.gather(*(self._enter(wire, shard) for shard in fresh))
         now = asyncio.get_running_loop().time()
         for shard in shards:
-            if len(taken) < limit and shard.due is not None and shard.due <= now:
+            if shard.due is not None and shard.due <= now and _has_room(taken, limit):
                 await self._take_due(wire, shard, taken, limit)
         for shard in shards:
-            while len(taken) < limit and shard.recovered is not None and shard.is_read:
+            while shard.recovered is not None and shard.is_read and _has_room(taken, limit):
                 await self._recover(wire, shard, taken, limit)
-        if len(taken) < limit:
+        if _has_room(taken, limit):
             ready = [shard for shard in shards if shard.recovered is None and shard.is_read]
             await self._take_new(wire, ready, taken, limit)
 
@@ -81,9 +82,11 @@ class Reader:
         marks[self._settling.keys.changes] = self._membership.heard
         return marks
 
-    def look(self, change: str) -> None:
-        """The group has changed."""
-        self._membership.look(change)
+    def hear(self, came: Mapping[str, str]) -> None:
+        """What there was news of, and the first id of it."""
+        self._came = came
+        if change := came.get(self._settling.keys.changes):
+            self._membership.look(change)
 
     def add(self, topics: dict[str, int]) -> None:
         """Topics that are new; how many shards each has."""
@@ -205,6 +208,17 @@ class Reader:
                 self._take(shard, ((id_, 1, fields, None) for id_, fields in entries), taken)
                 shard.last = entries[-1][0].decode()
         self._membership.look(change.decode())
+        if not found:
+            self._look_for_news(shards)
+        self._came = {}
+
+    def _look_for_news(self, shards: Sequence[Shard]) -> None:
+        """Nothing was there to be read: what is new is with somebody who has set the group on."""
+        for shard in shards:
+            came = self._came.get(shard.stream)
+            if came is not None and shard.last is not None and _order(came) > _order(shard.last):
+                shard.look_again()
+                self._membership.wake()
 
     def _take(self, shard: Shard, entries: Iterable[_Entry], taken: deque[RedisDelivery]) -> None:
         now = time.time() * 1000
@@ -219,6 +233,14 @@ class Reader:
             if written is not None:
                 message.headers = read_again(written)
             taken.append(RedisDelivery(shard, name, message, attempt, is_retry=is_retry))
+
+
+def _order(id_: str) -> tuple[int, ...]:
+    return tuple(map(int, id_.split("-")))
+
+
+def _has_room(taken: deque[RedisDelivery], limit: int) -> bool:
+    return len(taken) < limit and sum(len(each.payload) for each in taken) < _BYTES
 
 
 def _in(milliseconds: int | None) -> float | None:

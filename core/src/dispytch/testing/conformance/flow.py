@@ -12,7 +12,7 @@ from dispytch.testing.conformance.kit import Kit, Numbered
 from dispytch.testing.conformance.load import EMITTERS, Load, News
 from dispytch.testing.conformance.report import Fault, Handled, Report
 
-__all__ = ["EMIT_TIMEOUT", "EVENTS", "IN_FLIGHT", "WORK", "Flow", "no_tasks_left"]
+__all__ = ["EMIT_TIMEOUT", "EVENTS", "IN_FLIGHT", "Flow", "no_tasks_left"]
 
 EMIT_TIMEOUT = 5.0
 """Seconds an emit has: those that meet a fault end during it."""
