@@ -60,13 +60,6 @@ class RedisProducer(RedisSender):
     def _renewed(self) -> None:
         self._topics.make_known_again()
 
-    async def stop(self) -> None:
-        """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
-        try:
-            await super().stop()
-        finally:
-            await self._trimmer.stop()
-
     async def send_message(self, out: Outgoing, /) -> Details:
         """Append one event; returns when the server has it.
 

@@ -21,7 +21,7 @@ _MOST = 10_000  # shards that are remembered
 
 
 class Trimmer:
-    """Trims shards as the configs of their events want, beside the emits.
+    """Trims shards as the configs of their events want, beside the emits, while there is a link.
 
     Args:
         link: to the server.
@@ -47,14 +47,6 @@ class Trimmer:
         task = self._trimming[stream] = asyncio.create_task(self._trim(stream, keep, config))
         task.add_done_callback(lambda _: self._trimming.pop(stream, None))
 
-    async def stop(self) -> None:
-        """Trim no more."""
-        tasks = list(self._trimming.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
     async def _trim(self, stream: bytes, keep: int | None, config: RedisEventConfig) -> None:
         age = "" if config.max_age is None else int(moment_of(config.max_age, 0) * 1000)
         limits = ("" if keep is None else keep, age, int(config.trim_unsettled))
@@ -62,5 +54,7 @@ class Trimmer:
             more = True
             while more and (wire := self._link.wire) is not None:
                 _, more = await TRIM.run(wire, [stream.decode()], *limits)
-        except (RedisError, WireError) as error:
+        except WireError:
+            pass  # the link tells; another event makes it go on
+        except RedisError as error:
             logger.warning("redis: can't delete old events: %s", type(error).__name__)
