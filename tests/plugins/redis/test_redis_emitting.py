@@ -619,6 +619,8 @@ def test_a_producer_goes_on_in_another_loop(redis_broker: RedisAccess, unique_na
     asyncio.run(emit(stop=True))
     asyncio.run(emit(stop=False))
     asyncio.run(emit(stop=True))
+    asyncio.run(emit(stop=False))
+    asyncio.run(emitter.producer.stop())  # nothing of it is here
     assert len(payloads(redis_broker, unique_name)) >= 25
 
 

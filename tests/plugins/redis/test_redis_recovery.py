@@ -277,6 +277,23 @@ async def test_a_member_taken_for_dead_reads_and_spoils_nothing(
             assert await other.backlog() == 0
 
 
+def test_a_consumer_goes_on_in_another_loop(place: Place) -> None:
+    """What it left in a loop that is gone, a fetch under way included, does not hinder."""
+    consumer = RedisConsumer(place.connection(lease=0.5))
+
+    async def receive(payload: bytes) -> None:
+        await consumer.start()
+        await consumer.subscribe([Subscription(TOPIC, GROUP)])
+        await place.emit(TOPIC, payload)
+        await ack_all(taken := await take(consumer, 1))
+        assert payloads(taken) == [payload]
+        await nothing_more(consumer, 0.01)
+
+    asyncio.run(receive(b"1"))
+    asyncio.run(consumer.stop())  # nothing of it is here
+    asyncio.run(receive(b"2"))
+
+
 async def test_nothing_is_begun_after_the_end_of_the_lease(place: Place) -> None:
     """What no handler has begun by then is lost; still ours, it comes again, uncounted."""
     await place.emit(TOPIC, *numbered(4), key="k")
