@@ -139,6 +139,18 @@ async def test_batches_are_counted_too(
     assert numbers(redis_broker, unique_name) == list(range(900, 1000))
 
 
+async def test_a_batch_is_trimmed_as_any_of_its_events_wants(
+    producer: RedisProducer, redis_broker: RedisAccess, unique_name: str
+) -> None:
+    """Others without a limit, the last one among them, change nothing."""
+    config = RedisEventConfig(maxlen=10)
+    for first in range(0, 100, 10):
+        batch = [out(unique_name, b"%d" % n, config=config) for n in range(first, first + 9)]
+        await producer.send_messages([*batch, out(unique_name, b"%d" % (first + 9))])
+        await trimmed(producer)
+    assert numbers(redis_broker, unique_name) == list(range(90, 100))
+
+
 # What a group has not settled
 
 Unsettle = Callable[[RedisAccess, str], object]

@@ -140,9 +140,7 @@ class RedisProducer(RedisSender):
             except UnicodeEncodeError as error:
                 raise EmitRejected("the topic holds what UTF-8 can't encode") from error
 
-    def appended(
-        self, config: RedisEventConfig | None, topic: Topic, stream: bytes, count: int = 1
-    ) -> None:
-        """Events were appended: old ones may have to go."""
+    def appended(self, config: RedisEventConfig | None, topic: Topic, stream: bytes) -> None:
+        """An event was appended: old ones may have to go."""
         if config is not None and (config.maxlen is not None or config.max_age is not None):
-            self._trimmer.appended(stream, topic.shards, config, count)
+            self._trimmer.appended(stream, topic.shards, config)

@@ -32,14 +32,12 @@ class Trimmer:
         self._left: dict[bytes, int] = {}
         self._trimming: dict[bytes, asyncio.Task[None]] = {}
 
-    def appended(
-        self, stream: bytes, shards: int, config: RedisEventConfig, count: int = 1
-    ) -> None:
-        """Events with this config were appended to a shard."""
+    def appended(self, stream: bytes, shards: int, config: RedisEventConfig) -> None:
+        """An event with this config was appended to a shard."""
         keep = None if config.maxlen is None else -(-config.maxlen // shards)
         if len(self._left) >= _MOST:
             self._left.clear()
-        left = self._left.get(stream, 0) - count
+        left = self._left.get(stream, 0) - 1
         if left > 0 or stream in self._trimming:
             self._left[stream] = left
             return
