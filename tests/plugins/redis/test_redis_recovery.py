@@ -277,6 +277,22 @@ async def test_a_member_taken_for_dead_reads_and_spoils_nothing(
             assert await other.backlog() == 0
 
 
+async def test_a_member_that_was_late_leaves_the_attempts_of_others_alone(place: Place) -> None:
+    """What it had not begun is under way elsewhere by then: that attempt counts."""
+    await place.emit(TOPIC, b"0")
+    async with place.subscribed(TOPIC, lease=0.5) as late:
+        await take(late, 1)
+        await place.kill(late)
+        async with place.subscribed(TOPIC, lease=0.5) as other:
+            (taken,) = await take(other, 1)
+            membership: Any = late._membership
+            link: Any = late._link
+            membership._lapse()
+            await link.wire.call("PING")  # what it sent before has been done
+            assert [count for _, count in place.pending(TOPIC, 4)] == [taken.attempt] == [2]
+            await taken.ack()
+
+
 def test_a_consumer_goes_on_in_another_loop(place: Place) -> None:
     """What it left in a loop that is gone, a fetch under way included, does not hinder."""
     consumer = RedisConsumer(place.connection(lease=0.5))

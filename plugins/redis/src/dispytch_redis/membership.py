@@ -160,8 +160,7 @@ class Membership:
         self._lapse_at(self._loop.time() + self._lease)
         for shard in self.shards.values():
             if shard.is_ours:
-                shard.leave_unbegun()
-                shard.look_again()
+                shard.doubt()
 
     def _lapse_at(self, when: float) -> None:
         if self._lapsing is not None:

@@ -116,9 +116,17 @@ class Shard:
         self.last, self.recovered = None, "-"
         self.looks += 1
 
+    def doubt(self) -> None:
+        """It may be another's: what no handler works on comes again, here or there.
+
+        The server is told nothing of that: its count of deliveries may be the other's by now.
+        """
+        self._let_go(self._unbegun())
+        self.look_again()
+
     def leave_unbegun(self) -> None:
         """Leave what no handler works on to the next owner."""
-        self.leave([each for each in self.held.values() if not each.running])
+        self.leave(self._unbegun())
 
     def leave_all(self) -> None:
         """Leave everything to the next owner."""
@@ -126,12 +134,8 @@ class Shard:
 
     def leave(self, deliveries: list[RedisDelivery]) -> None:
         """Leave some to the next owner, who may be ourselves."""
-        unbegun = [each for each in deliveries if not each.running]
-        for delivery in deliveries:
-            del self.held[delivery.id]
-            delivery.lost = True
-        self.attempts.update((each.id, each.attempt) for each in unbegun)
-        self.settling.give_back(self, unbegun)
+        self._let_go(deliveries)
+        self.settling.give_back(self, [each for each in deliveries if not each.running])
 
     def lose(self) -> None:
         """It is not ours any more."""
@@ -139,6 +143,16 @@ class Shard:
         for delivery in self.held.values():
             delivery.lost = True
         self.held.clear()
+
+    def _unbegun(self) -> list[RedisDelivery]:
+        return [each for each in self.held.values() if not each.running]
+
+    def _let_go(self, deliveries: list[RedisDelivery]) -> None:
+        for delivery in deliveries:
+            del self.held[delivery.id]
+            delivery.lost = True
+            if not delivery.running:
+                self.attempts[delivery.id] = delivery.attempt
 
 
 def written_again(delivery: RedisDelivery) -> str:
