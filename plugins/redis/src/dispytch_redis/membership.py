@@ -88,8 +88,7 @@ class Membership:
     def add(self, topics: dict[str, int]) -> None:
         """Topics that we receive, too; how many shards each has."""
         for topic, count in topics.items():
-            name = self._keys.shard(topic, 0).removesuffix(":0")
-            self._topics[name] = (topic, count)
+            self._topics[self._keys.topic(topic)] = (topic, count)
         self._look.set()
 
     def look(self, change: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """RedisDelivery and Shard: what is on its way to the handlers, and what is ours."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dispytch import Delivery, SettleError
@@ -10,7 +11,12 @@ from dispytch_redis.entry import Message
 if TYPE_CHECKING:
     from dispytch_redis.settling import Settling
 
-__all__ = ["RedisDelivery", "Shard", "read_again", "written_again"]
+__all__ = ["STEP_BYTES", "RedisDelivery", "Shard", "in_turn", "read_again", "written_again"]
+
+STEP_BYTES = 1024 * 1024
+"""Bytes of events that are read in one step of the server, and one more read."""
+
+_SHARDS = 500  # looked at in one step
 
 
 class RedisDelivery(Delivery):
@@ -153,6 +159,14 @@ class Shard:
             delivery.lost = True
             if not delivery.running:
                 self.attempts[delivery.id] = delivery.attempt
+
+
+def in_turn(shards: Sequence[Shard], turn: int) -> Iterator[list[Shard]]:
+    """Shards in parts, each for one step; which one comes first in its part is up to the turn."""
+    for first in range(0, len(shards), _SHARDS):
+        part = shards[first : first + _SHARDS]
+        place = turn % len(part)
+        yield [*part[place:], *part[:place]]
 
 
 def written_again(delivery: RedisDelivery) -> str:
