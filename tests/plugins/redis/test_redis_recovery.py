@@ -387,6 +387,25 @@ async def test_what_others_did_to_the_group_does_not_make_it_spin(
         assert payloads(await take(consumer, 1)) == [b"1"]
 
 
+async def test_nor_where_all_shards_do_not_fit_in_one_step(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there was news of is looked into in each step, not only in the first."""
+    monkeypatch.setattr("dispytch_redis.shard._SHARDS", 1)
+    async with place.subscribed(TOPIC, shards=2) as consumer:
+        await nothing_more(consumer, 0.1)
+        streams = [place.keys.stream(place.keys.shard(TOPIC, number)) for number in (0, 1)]
+        with connected(place.broker.url) as connection:
+            connection.send("MULTI")
+            for stream in streams:
+                connection.send("XADD", stream, "*", "payload", "0")
+                connection.send("XGROUP", "SETID", stream, GROUP, "$")
+            connection.send("EXEC")
+            for _ in range(6):
+                connection.read()
+        await _is_quiet(consumer, monkeypatch, steps=2)
+
+
 LOSSES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "streams": (_each(lambda stream: ("DEL", stream)), GONE),
     "groups": (_each(lambda stream: ("XGROUP", "DESTROY", stream, GROUP)), GONE),
@@ -448,7 +467,9 @@ def _nothing_is_kept(place: Place) -> None:
     assert not [key for key in place.left() if ":later" in key]
 
 
-async def _is_quiet(consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def _is_quiet(
+    consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch, steps: int = 1
+) -> None:
     """It waits, and does not ask again and again."""
     reads, run = [0], READ.run
 
@@ -458,4 +479,4 @@ async def _is_quiet(consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(READ, "run", run_and_count)
     await nothing_more(consumer, 0.7)
-    assert reads[0] < 10
+    assert reads[0] < 10 * steps

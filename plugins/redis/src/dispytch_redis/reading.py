@@ -177,7 +177,8 @@ class Reader:
         for part in in_turn(shards, self._turn):
             await self._read_part(wire, part, taken, limit)
             if len(taken) >= limit:
-                return
+                break
+        self._came = {}
 
     async def _read_part(
         self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
@@ -205,7 +206,6 @@ class Reader:
         self._membership.look(change.decode())
         if not found:
             self._look_for_news(shards)
-        self._came = {}
 
     def _look_for_news(self, shards: Sequence[Shard]) -> None:
         """Nothing was there to be read: what is new is with somebody who has set the group on."""
