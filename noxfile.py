@@ -125,21 +125,26 @@ def wheels(session: nox.Session, what: str) -> None:
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
-    versions = "constraints.txt" if what == "all" else _lowest(session, plugins)
     tools = [pin for group in _groups_of(what) for pin in _pinned(group)]
+    versions = "constraints.txt" if what == "all" else _lowest(session, plugins, tools)
     extra = f"{built[0]}[cli]"
     session.install("-c", versions, "--reinstall", extra, *built[1:], *tools)
     session.run("pytest", *_tests_of(what, ""), *session.posargs, env=SHORT_LOAD)
 
 
-def _lowest(session: nox.Session, plugins: list[str]) -> str:
-    """Constraints: the lowest versions of what the core and these plugins require themselves."""
-    lowest = str(Path(session.create_tmp()) / "lowest.txt")
+def _lowest(session: nox.Session, plugins: list[str], tools: list[str]) -> str:
+    """Constraints: the lowest versions of what core and plugins require themselves.
+
+    As far as they go with these tools.
+    """
+    tmp = Path(session.create_tmp())
+    lowest, wanted = str(tmp / "lowest.txt"), tmp / "tools.txt"
+    wanted.write_text("\n".join(tools))
     packages = ("core", *(f"plugins/{name}" for name in plugins))
     session.run(
         "uv", "pip", "compile", "--resolution=lowest-direct", "--quiet", "--no-header",
         "--no-emit-package=dispytch", f"--python-version={OLDEST}", "--extra=cli",
-        *(f"{package}/pyproject.toml" for package in packages), "-o", lowest,
+        *(f"{package}/pyproject.toml" for package in packages), str(wanted), "-o", lowest,
     )  # fmt: skip
     return lowest
 
