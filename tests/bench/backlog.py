@@ -18,8 +18,8 @@ from brokers.rabbitmq import RabbitMQ
 from brokers.redis import Redis
 from dispytch import Event, EventEmitter, EventListener
 
-WAITING, AT_ONCE, REPEATS = (scaled(10_000), scaled(100_000)), 5_000, 3
-SETTLE = 3.0  # seconds, after which a listener has read ahead what it will
+WAITING, AT_ONCE, REPEATS = (scaled(10_000), scaled(100_000)), 5_000, 2
+SETTLE = 2.0  # seconds, after which a listener has read ahead what it will
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 BROKERS: dict[str, type[BrokerProcess]] = {

@@ -117,14 +117,14 @@ async def emitting(broker: Kafka, log: Log) -> list[Work]:
         "acks": "all",
         "enable_idempotence": True,
     }
-    peer = KafkaBroker(logger=None, allow_auto_create_topics=False, **settings)
+    peer = KafkaBroker(logger=peers.SILENT, allow_auto_create_topics=False, **settings)
     async with (
         AIOKafkaProducer(**settings) as bare,
         EventEmitter.from_url(broker.url) as emitter,
         peer,
     ):
 
-        def send(event: Plain) -> Awaitable[Any]:
+        def send(event: Plain) -> Any:
             return bare.send_and_wait(TOPIC, envelope(event), key=key_of(event))
 
         def publish(event: Plain) -> Awaitable[Any]:
@@ -178,7 +178,7 @@ async def looping(broker: Kafka) -> Cost:
 async def peer_handling(broker: Kafka, policy: AckPolicy, count: int) -> Cost:
     """A subscriber of FastStream, until it has handled so many."""
     handled = Handled(count, more=True)
-    peer = KafkaBroker(broker.bootstrap, logger=None, allow_auto_create_topics=False)
+    peer = KafkaBroker(broker.bootstrap, logger=peers.SILENT, allow_auto_create_topics=False)
     subscriber = peer.subscriber(
         TOPIC, group_id=next(_groups), auto_offset_reset="earliest", ack_policy=policy
     )
@@ -225,7 +225,7 @@ async def handling(broker: Kafka, log: Log) -> list[Work]:
 
 async def measure() -> list[Work]:
     """Everything."""
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # leaders are elected
     async with running(Kafka) as broker:
         if broker is None:
             return []

@@ -73,7 +73,7 @@ async def starting() -> Work:
     cases = {
         "pydantic, a first model": (BARE, _PLAIN),
         "... and aiokafka": (BARE, _CLIENT),
-        "FastStream's KafkaBroker": (PEER, _PEER),
+        "KafkaBroker": (PEER, _PEER),
         "an event": (OURS, _OURS),
         "... and an emitter": (OURS, _EMITTER),
         "... and a listener": (OURS, _LISTENER),

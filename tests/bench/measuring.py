@@ -17,7 +17,7 @@ BARE, PEER, OURS = "bare", "FastStream", "Dispytch"
 """Whose a contender is."""
 
 _scale = float(os.environ.get("DISPYTCH_BENCH_SCALE", "1"))
-ROUNDS = int(os.environ.get("DISPYTCH_BENCH_ROUNDS", "9"))
+ROUNDS = int(os.environ.get("DISPYTCH_BENCH_ROUNDS", "7"))
 """How many count, after one that warms up."""
 
 E = TypeVar("E")

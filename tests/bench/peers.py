@@ -17,6 +17,9 @@ from faststream.rabbit import RabbitBroker
 from bench.events import Message
 from bench.measuring import Handled
 
+SILENT: Any = None
+"""No logger."""
+
 
 class _Kept:
     """Takes the place of aiokafka's producer, and of an exchange of aio-pika."""
@@ -44,7 +47,7 @@ class _Kept:
 
 async def kafka_without_network() -> tuple[KafkaBroker, list[bytes]]:
     """A broker that keeps what is published, and where."""
-    broker, kept = KafkaBroker(logger=None), _Kept()
+    broker, kept = KafkaBroker(logger=SILENT), _Kept()
     producer: Any = broker.config.producer
     await producer.connect(kept, serializer=broker.config.fd_config._serializer)
     return broker, kept.sent
@@ -52,7 +55,7 @@ async def kafka_without_network() -> tuple[KafkaBroker, list[bytes]]:
 
 def rabbitmq_without_network() -> tuple[RabbitBroker, list[bytes]]:
     """The same."""
-    broker, kept = RabbitBroker(logger=None), _Kept()
+    broker, kept = RabbitBroker(logger=SILENT), _Kept()
     producer: Any = broker.config.producer
     producer.declarer = kept
     producer.connect(serializer=broker.config.fd_config._serializer)
@@ -70,7 +73,7 @@ def handler(handled: Handled, dependency: Callable[..., Any]) -> Callable[..., A
 
 async def dispatching(handled: Handled, dependency: Callable[..., Any]) -> Callable[[bytes], Any]:
     """What a subscriber of Kafka does with a record that it got; it commits nothing."""
-    broker = KafkaBroker(logger=None)
+    broker = KafkaBroker(logger=SILENT)
     subscriber: Any = broker.subscriber("user_events", ack_policy=AckPolicy.ACK_FIRST)
     subscriber(handler(handled, dependency))
     broker.config.logger._setup(broker.context)

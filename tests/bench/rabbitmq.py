@@ -88,7 +88,7 @@ async def emitting(broker: RabbitMQ, channel: AbstractChannel) -> list[Work]:
         await aio_pika.connect_robust(broker.url) as connection,
         connection.channel() as sending,
         EventEmitter.from_url(broker.url) as emitter,
-        RabbitBroker(broker.url, logger=None) as peer,
+        RabbitBroker(broker.url, logger=peers.SILENT) as peer,
     ):
         target = await sending.get_exchange(EXCHANGE)
         await peer.declare_exchange(to)
@@ -167,7 +167,9 @@ async def consuming(broker: RabbitMQ, handled: Handled) -> None:
 
 async def peer_consuming(broker: RabbitMQ, handled: Handled) -> None:
     """A subscriber of FastStream."""
-    peer = RabbitBroker(broker.url, logger=None, default_channel=Channel(prefetch_count=PREFETCH))
+    peer = RabbitBroker(
+        broker.url, logger=peers.SILENT, default_channel=Channel(prefetch_count=PREFETCH)
+    )
     queue = RabbitQueue("peer", queue_type=QueueType.QUORUM, durable=True)
     subscriber = peer.subscriber(queue, ack_policy=AckPolicy.ACK)
     subscriber(peers.handler(handled, database))

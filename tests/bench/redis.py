@@ -84,7 +84,7 @@ async def emitting(broker: Redis) -> list[Work]:
         client = await enter(Client.from_url(broker.url))
         pool = await enter(pooled(broker.url))
         emitter = await enter(EventEmitter.from_url(broker.url))
-        peer = await enter(RedisBroker(broker.url, logger=None, max_connections=1_000))
+        peer = await enter(RedisBroker(broker.url, logger=peers.SILENT, max_connections=1_000))
 
         def publish(event: Plain) -> Awaitable[Any]:
             return peer.publish(message(event.id, event.body), stream=PEERS)
@@ -148,7 +148,7 @@ async def working(broker: Redis, client: Client, *, each: bool) -> Cost:
 async def peer_working(broker: Redis) -> Cost:
     """A subscriber of FastStream, its start included."""
     handled, group = Handled(MANY), next(_groups)
-    peer = RedisBroker(broker.url, logger=None)
+    peer = RedisBroker(broker.url, logger=peers.SILENT)
     stream = StreamSub(PEERS, group=group, consumer="me", last_id="0", max_records=100)
     subscriber = peer.subscriber(stream=stream, ack_policy=AckPolicy.ACK)
     subscriber(peers.handler(handled, database))
@@ -203,7 +203,7 @@ async def handling(broker: Redis) -> list[Work]:
     async with (
         Client.from_url(broker.url) as client,
         EventEmitter.from_url(broker.url) as emitter,
-        RedisBroker(broker.url, logger=None) as peer,
+        RedisBroker(broker.url, logger=peers.SILENT) as peer,
     ):
         await pipelined(client, PLAIN, 1_000, theirs)
         await emitter.emit_many([created(number) for number in range(MANY)])

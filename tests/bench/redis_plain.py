@@ -16,7 +16,7 @@ from bench.events import READ, Plain, database, envelope, key_of
 GROUP, POOL = "plain", 16
 
 
-def fields(event: Plain) -> dict[str | bytes, Any]:
+def fields(event: Plain) -> dict[Any, Any]:
     """What an entry of a stream holds: as Dispytch has it."""
     return {"payload": envelope(event), "key": key_of(event)}
 

@@ -105,7 +105,7 @@ def table(report: Report) -> str:
         "",
         "### Everything",
         "",
-        _row("", "of it client CPU", "time", "ratio", "guarantee"),
+        _row("", "time", "of it client CPU", "ratio", "guarantee"),
         _row("---", "---:", "---:", "---:", "---"),
     ]
     for work in report.works:
@@ -163,7 +163,7 @@ def _full_row(work: Work, samples: Samples) -> str:
     ratio = f"{statistics.median(samples.ratios(base)):.2f}" if base is not None else ""
     side = samples.side if samples.side in {PEER, OURS} else ""
     return _row(
-        f"{side} {samples.name}".strip(), cpu, f"{time} {work.unit}", ratio, samples.guarantee
+        f"{side} {samples.name}".strip(), f"{time} {work.unit}", cpu, ratio, samples.guarantee
     )
 
 

@@ -161,9 +161,9 @@ async def handling(directory: Path) -> list[Work]:
 async def sharing(directory: Path, source: Path) -> Work:
     """A backlog that is there all at once, worked off by two processes of one group."""
     path, queue = directory / "shared.db", directory / "rows2.db"
-    rows, db = connected(queue), connected(path)
     listeners = Processes(listen, 2, f"sqlite:///{path}", "both")
     workers = Processes(work_off, 2, queue)
+    rows, db = connected(queue), connected(path)  # the processes have made both
     await asyncio.sleep(3)  # their shares are equal by then
     db.execute("ATTACH ? AS source", (str(source),))
     db.execute("INSERT OR IGNORE INTO topics SELECT * FROM source.topics")
