@@ -7,7 +7,7 @@ from html import escape
 
 from bench.measuring import OURS, PEER, Work
 
-LEFT, WIDTH, ROW, GAP, TOP = 330, 470, 15, 9, 46
+LEFT, WIDTH, ROW, GAP, TOP = 390, 470, 15, 9, 46
 FROM, TO = 0.1, 100.0
 COLOURS = {PEER: "#b0b7c3", OURS: "#2563eb"}
 
