@@ -3,7 +3,7 @@
 python -m nox -s bench                    everything
 python -m nox -s bench -- kafka redis     only these: local, kafka, rabbitmq, redis, sqlite, backlog
 python -m nox -s bench -- --check         what grew by more than 15 % over what is recorded
-python -m nox -s bench -- --growth        how cost grows: in flight, body, handlers, keys
+python -m nox -s bench -- --growth        how cost grows
 """
 
 import argparse

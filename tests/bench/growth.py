@@ -1,4 +1,4 @@
-"""How cost grows: with events in flight, with the body's size, with handlers, and with keys.
+"""How cost grows: with events in flight, bodies, handlers, keys, groups, and what waits.
 
 On the memory backend, which shows what is ours, and on Redis, if it is there.
 """
@@ -19,8 +19,9 @@ IN_FLIGHT = (1, 10, 100, 1_000, 10_000)
 BODIES = (100, 1_000, 10_000, 100_000, 1_000_000)  # bytes
 HANDLERS = (1, 10, 100, 1_000)
 KEYS = (1, 100, 10_000, 100_000)
+GROUPS = (1, 3, 10)
 EVENTS, FEW, MANY = scaled(10_000), scaled(500), scaled(100_000)
-ROUNDS = 5
+ROUNDS = 3
 
 _names = itertools.count()
 
@@ -85,19 +86,29 @@ async def handled(url: str, events: Sequence[UserCreated], others: int = 0) -> C
         others: how many handlers there are for events that don't come.
     """
     noted = Handled(len(events))
+    listener = listener_of(url, noted)
+    for number in range(others):
+        listener.handler(topic="user_events", event=f"other_{number}")(nothing)
+    async with EventEmitter.from_url(url) as emitter:
+        await emitter.emit_many(events)
+    async with listener:
+        await noted.done.wait()
+    return noted.cost
+
+
+def listener_of(url: str, noted: Handled) -> EventListener:
+    """Of a new group, with one handler."""
     listener = EventListener.from_url(url, group=f"group{next(_names)}")
 
     @listener.handler(UserCreated)
     async def handle(event: Event[UserCreated], db: Annotated[str, Depends(database)]) -> None:
         noted.note(event.body.timestamp)
 
-    for number in range(others):
-        listener.handler(topic="user_events", event=f"other_{number}")(handle)
-    async with EventEmitter.from_url(url) as emitter:
-        await emitter.emit_many(events)
-    async with listener:
-        await noted.done.wait()
-    return noted.cost
+    return listener
+
+
+async def nothing(event: Event[UserCreated]) -> None:
+    """Of another handler's type."""
 
 
 async def handlers(url: Callable[[], str]) -> Work:
@@ -123,6 +134,46 @@ async def keys(name: str, url: Callable[[], str]) -> Work:
     return await compare(
         f"keys: handle, {name}",
         [Contender(f"{count:,}", OURS, partial(run, count)) for count in KEYS],
+        rounds=ROUNDS,
+    )
+
+
+async def groups(name: str, url: Callable[[], str]) -> Work:
+    """1 to 10, in one process: each gets all; the time is that of one event in one of them."""
+    events = [created(number) for number in range(EVENTS)]
+
+    async def run(count: int) -> Cost:
+        place = url()
+        async with EventEmitter.from_url(place) as emitter:
+            await emitter.emit_many(events)
+        noted = [Handled(len(events)) for _ in range(count)]
+        with Watch(len(events) * count) as watch:
+            async with AsyncExitStack() as stack:
+                for each in noted:
+                    await stack.enter_async_context(listener_of(place, each))
+                for each in noted:
+                    await each.done.wait()
+        return watch.cost
+
+    return await compare(
+        f"groups: handle, {name}",
+        [Contender(f"{count:,}", OURS, partial(run, count)) for count in GROUPS],
+        rounds=ROUNDS,
+    )
+
+
+async def waiting(name: str, url: Callable[[], str]) -> Work:
+    """1,000 to 100,000 events that wait."""
+
+    async def run(count: int) -> Cost:
+        return await handled(url(), [created(number) for number in range(count)])
+
+    return await compare(
+        f"events waiting: handle, {name}",
+        [
+            Contender(f"{count:,}", OURS, partial(run, count))
+            for count in (MANY // 100, EVENTS, MANY)
+        ],
         rounds=ROUNDS,
     )
 
@@ -160,4 +211,8 @@ async def measure() -> list[Work]:
         works.append(await handlers(memory))
         for name, url in places.items():
             works.append(await keys(name, url))
+        for name, url in places.items():
+            works.append(await groups(name, url))
+        for name, url in places.items():
+            works.append(await waiting(name, url))
     return works
