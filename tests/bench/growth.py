@@ -20,6 +20,7 @@ BODIES = (100, 1_000, 10_000, 100_000, 1_000_000)  # bytes
 HANDLERS = (1, 10, 100, 1_000)
 KEYS = (1, 100, 10_000, 100_000)
 GROUPS = (1, 3, 10)
+WAITING = (scaled(10_000), scaled(30_000), scaled(100_000))
 EVENTS, FEW, MANY = scaled(10_000), scaled(500), scaled(100_000)
 ROUNDS = 3
 
@@ -48,28 +49,34 @@ def large(size: int, count: int) -> list[UserCreated]:
     return [UserCreated(user=user, timestamp=number) for number in range(count)]
 
 
-async def bodies(name: str, url: Callable[[], str]) -> list[Work]:
-    """100 B to 1 MB, one by one: emitted, and handled."""
+async def bodies(name: str, url: Callable[[], str]) -> Work:
+    """100 B to 1 MB, emitted one by one."""
 
-    async def emit(size: int) -> Cost:
+    async def run(size: int) -> Cost:
         events = large(size, _few(size))
         async with EventEmitter.from_url(url()) as emitter:
             with Watch(len(events)) as watch:
-                for event in events:
-                    await emitter.emit(event)
+                await at_once(emitter.emit, 1, events)
         return watch.cost
 
-    async def handle(size: int) -> Cost:
-        return await handled(url(), large(size, _few(size)))
+    return await compare(
+        f"body in bytes: emit, {name}",
+        [Contender(f"{size:,}", OURS, partial(run, size)) for size in BODIES],
+        rounds=ROUNDS,
+    )
 
-    return [
-        await compare(
-            f"body in bytes: {what}, {name}",
-            [Contender(f"{size:,}", OURS, partial(run, size)) for size in BODIES],
-            rounds=ROUNDS,
-        )
-        for what, run in (("emit", emit), ("handle", handle))
-    ]
+
+async def bodies_handled() -> Work:
+    """The same, handled."""
+
+    async def run(size: int) -> Cost:
+        return await handled(memory(), large(size, _few(size)))
+
+    return await compare(
+        "body in bytes: handle, memory",
+        [Contender(f"{size:,}", OURS, partial(run, size)) for size in BODIES],
+        rounds=ROUNDS,
+    )
 
 
 def _few(size: int) -> int:
@@ -78,7 +85,7 @@ def _few(size: int) -> int:
 
 
 async def handled(url: str, events: Sequence[UserCreated], others: int = 0) -> Cost:
-    """A backlog, handled from the first event to the last.
+    """A backlog, from the listener's start to the last event.
 
     Args:
         url: where it is.
@@ -91,9 +98,10 @@ async def handled(url: str, events: Sequence[UserCreated], others: int = 0) -> C
         listener.handler(topic="user_events", event=f"other_{number}")(nothing)
     async with EventEmitter.from_url(url) as emitter:
         await emitter.emit_many(events)
-    async with listener:
-        await noted.done.wait()
-    return noted.cost
+    async with listener:  # started when it has subscribed
+        with Watch(len(events)) as watch:
+            await noted.done.wait()
+    return watch.cost
 
 
 def listener_of(url: str, noted: Handled) -> EventListener:
@@ -163,17 +171,14 @@ async def groups(name: str, url: Callable[[], str]) -> Work:
 
 
 async def waiting(name: str, url: Callable[[], str]) -> Work:
-    """1,000 to 100,000 events that wait."""
+    """10,000 to 100,000 events that wait."""
 
     async def run(count: int) -> Cost:
         return await handled(url(), [created(number) for number in range(count)])
 
     return await compare(
         f"events waiting: handle, {name}",
-        [
-            Contender(f"{count:,}", OURS, partial(run, count))
-            for count in (MANY // 100, EVENTS, MANY)
-        ],
+        [Contender(f"{count:,}", OURS, partial(run, count)) for count in WAITING],
         rounds=ROUNDS,
     )
 
@@ -207,8 +212,8 @@ async def measure() -> list[Work]:
             async with EventEmitter.from_url(url()) as emitter:
                 works.append(await in_flight(name, emitter))
         for name, url in places.items():
-            works += await bodies(name, url)
-        works.append(await handlers(memory))
+            works.append(await bodies(name, url))
+        works += [await bodies_handled(), await handlers(memory)]
         for name, url in places.items():
             works.append(await keys(name, url))
         for name, url in places.items():

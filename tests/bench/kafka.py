@@ -205,7 +205,7 @@ async def listening(broker: Kafka, log: Log) -> Cost:
 
 
 async def handling(broker: Kafka, log: Log) -> list[Work]:
-    """A backlog, worked off by one process, from the first event to the last."""
+    """A backlog, worked off by one process."""
     async with EventEmitter.from_url(broker.url) as emitter:
         await emitter.emit_many([created(number) for number in range(BACKLOG)])
     check("on the broker", await log.size(), BACKLOG)

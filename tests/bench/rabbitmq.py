@@ -41,7 +41,7 @@ from brokers.rabbitmq import RabbitMQ
 from dispytch import Depends, Event, EventEmitter, EventListener
 
 EXCHANGE, QUEUE = "dispytch", "user_events"
-ONE_BY_ONE, IN_FLIGHT, TOGETHER, BACKLOG = scaled(500), 1_000, scaled(5_000), scaled(5_000)
+ONE_BY_ONE, IN_FLIGHT, TOGETHER, BACKLOG = scaled(500), 1_000, scaled(5_000), scaled(8_000)
 PREFETCH = 100
 OURS_QUEUE = "bench.user_events"
 
@@ -196,7 +196,7 @@ def listener_of(broker: RabbitMQ, handled: Handled) -> EventListener:
 
 
 async def handling(broker: RabbitMQ, channel: AbstractChannel) -> list[Work]:
-    """A backlog, worked off by one process, from the first event to the last."""
+    """A backlog, worked off by one process."""
     for name in ("plain", "peer"):
         await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
     async with listener_of(broker, Handled(BACKLOG)):

@@ -110,7 +110,7 @@ def listener_of(url: str, group: str, handled: Handled) -> EventListener:
 
 
 async def listening(url: str) -> Cost:
-    """An EventListener of a new group; from its first event to its last."""
+    """An EventListener of a new group."""
     handled = Handled(BACKLOG)
     async with listener_of(url, f"group{next(_numbers)}", handled):
         await handled.done.wait()

@@ -12,7 +12,7 @@ from bench.events import READ, Plain, envelope, key_of, plain
 from bench.measuring import Cost, Watch, check, scaled
 from dispytch_sqlite.schema import TABLES
 
-BACKLOG = scaled(5_000)
+BACKLOG = scaled(6_000)
 
 Run = Callable[[], Awaitable[Cost]]
 
