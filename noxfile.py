@@ -87,12 +87,9 @@ def _tests_of(what: str, python: str) -> list[str]:
     return [*together, "tests/brokers", "tests/conformance", "tests/chaos"]
 
 
-# Not on the oldest Python: `lowest` and `wheels` run there. What needs brokers only on the newest.
+# What needs brokers on the newest Python only: `wheels` runs it on the oldest.
 COMBINATIONS = [
-    (python, what)
-    for python in PYTHONS
-    for what in TESTED
-    if python == NEWEST or (what == "core" and python != OLDEST)
+    (python, what) for python in PYTHONS for what in TESTED if what == "core" or python == NEWEST
 ]
 
 
@@ -111,28 +108,16 @@ def tests(session: nox.Session, what: str) -> None:
 
 
 @nox.session(python=OLDEST)
-def lowest(session: nox.Session) -> None:
-    """All tests but the faults, with the lowest versions the packages say they work with.
-
-    What runs the tests is pinned: the lowest of those leave event loops behind, on some runs.
-    """
-    session.install("uv")
-    packages = [f"./plugins/{name}" for name in PLUGINS]
-    session.run(
-        "uv", "pip", "install", "--resolution=lowest-direct", "--reinstall-package=dispytch",
-        "./core[cli]", *packages, *_pinned("test"), *_pinned("brokers"),
-    )  # fmt: skip
-    tested = ("tests/core", "tests/conformance/test_memory.py", "tests/plugins")
-    session.run("pytest", *tested, "-m", "not chaos", *session.posargs, env=SHORT_LOAD)
-
-
-@nox.session(python=OLDEST)
 @nox.parametrize("what", TESTED, ids=TESTED)
 def wheels(session: nox.Session, what: str) -> None:
-    """Build all packages, install the wheels in a fresh environment, run the tests against them."""
+    """Build all packages, install the wheels in a fresh environment, run the tests against them.
+
+    The core and each plugin with the lowest versions that they say they work with, all together
+    with the pinned ones. What runs the tests is always pinned.
+    """
     dist = Path(session.create_tmp()) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.install("build", "hatchling")
+    session.install("build", "hatchling", "uv")
     for package in ("core", *(f"plugins/{name}" for name in PLUGINS)):
         session.run(
             "python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True
@@ -140,10 +125,23 @@ def wheels(session: nox.Session, what: str) -> None:
     plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
-    wanted = [requirement for group in _groups_of(what) for requirement in _group(group)]
+    versions = "constraints.txt" if what == "all" else _lowest(session, plugins)
+    tools = [pin for group in _groups_of(what) for pin in _pinned(group)]
     extra = f"{built[0]}[cli]"
-    session.install("-c", "constraints.txt", "--reinstall", extra, *built[1:], *wanted)
+    session.install("-c", versions, "--reinstall", extra, *built[1:], *tools)
     session.run("pytest", *_tests_of(what, ""), *session.posargs, env=SHORT_LOAD)
+
+
+def _lowest(session: nox.Session, plugins: list[str]) -> str:
+    """Constraints: the lowest versions of what the core and these plugins require themselves."""
+    lowest = str(Path(session.create_tmp()) / "lowest.txt")
+    packages = ("core", *(f"plugins/{name}" for name in plugins))
+    session.run(
+        "uv", "pip", "compile", "--resolution=lowest-direct", "--quiet", "--no-header",
+        "--no-emit-package=dispytch", f"--python-version={OLDEST}", "--extra=cli",
+        *(f"{package}/pyproject.toml" for package in packages), "-o", lowest,
+    )  # fmt: skip
+    return lowest
 
 
 @nox.session(python=NEWEST)

@@ -49,10 +49,19 @@ class Report:
 
     @property
     def during(self) -> list[Emit]:
-        """Emits that began and ended while the fault lasted."""
+        """Emits that were under way while the fault lasted; a short one may hold no whole emit."""
         return [
             emit
             for emit in self.emits
+            if emit.began < self.fault_ended and emit.ended > self.fault_began
+        ]
+
+    @property
+    def within(self) -> list[Emit]:
+        """Those of them that began and ended meanwhile."""
+        return [
+            emit
+            for emit in self.during
             if self.fault_began < emit.began and emit.ended < self.fault_ended
         ]
 

@@ -118,7 +118,7 @@ async def test_refused_connections_are_waited_for(own_redis: Redis, unique_name:
             proxy.restore()
 
         report = await emit_through(own_redis, unique_name, fault, port=proxy.port)
-    kinds = Counter(type(emit.outcome) for emit in report.during)
+    kinds = Counter(type(emit.outcome) for emit in report.within)
     assert kinds[EmitRejected] > kinds[EmitUnknown], report.summary()
     assert not kinds[ProducerTimeout], report.summary()
 
@@ -132,7 +132,7 @@ async def test_a_full_server_rejects(own_redis: Redis, unique_name: str) -> None
 
     report = await emit_through(own_redis, unique_name, fault)
     assert not any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits)
-    assert all(not isinstance(emit.outcome, Receipt) for emit in report.during[5:-5])
+    assert all(not isinstance(emit.outcome, Receipt) for emit in report.within[5:-5])
 
 
 @pytest.mark.parametrize("state", ["gone", "frozen", "unreachable"])

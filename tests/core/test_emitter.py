@@ -1,6 +1,7 @@
 """EventEmitter: outcomes, deadlines, hooks, middleware and lifecycle."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import pickle
@@ -972,6 +973,22 @@ async def test_an_emit_cancelled_while_it_is_late_is_cancelled() -> None:
         with pytest.raises(asyncio.CancelledError):
             await other
         assert other.cancelled()
+
+
+async def test_a_deadline_that_is_swallowed_leaves_no_cancellation_behind() -> None:
+    """A middleware may end in spite of it; the task that emits is not taken for cancelled then."""
+
+    async def stubborn(ctx: EmitContext, call_next: Any) -> Receipt:
+        receipt: Receipt = await call_next(ctx)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return receipt
+
+    async with EventEmitter(_Late(), middleware=[stubborn], timeout=0.05) as emitter:
+        assert await emitter.emit(_Keyed(name="kept"))
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
 
 
 def test_an_emitter_meets_its_deadlines_in_every_loop_it_is_started_in() -> None:

@@ -108,6 +108,24 @@ async def test_a_wrong_password_is_told_and_not_repeated(
     assert not clients(own_redis)
 
 
+async def test_who_hangs_up_at_once_is_not_called_again_and_again() -> None:
+    """A connection that ends as soon as it is there is one more attempt that failed."""
+    calls = [0]
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        calls[0] += 1
+        while (asked := await reader.read(4096)) and b"PING" not in asked:
+            writer.write(b"+OK\r\n" * asked.count(b"*"))
+        writer.write(b"+PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with producing(f"redis://127.0.0.1:{port}", reconnect_interval=0.1):
+            await asyncio.sleep(0.5)  # in which hundreds would fit
+    assert 2 <= calls[0] <= 8
+
+
 async def test_a_password_that_was_changed_is_told_to_emits(
     own_redis: Redis, unique_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

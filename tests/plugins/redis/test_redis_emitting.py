@@ -259,6 +259,20 @@ async def test_a_topic_is_made_known_again_after_a_while(
     assert receipt.details["stream"] == f"dispytch:stream:{unique_name}:0"
 
 
+async def test_a_topic_that_is_lost_keeps_its_shards(
+    own_redis: Redis, unique_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by an emitter whose URL has another number: listeners go by the one they know."""
+    own_redis.call("HSET", "dispytch:topics", unique_name, 4)
+    async with EventEmitter.from_url(own_redis.url) as emitter:
+        await emitter.emit(Note(to=unique_name))
+        own_redis.call("FLUSHALL")
+        later = time.monotonic() + 31
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        await emitter.emit(Note(to=unique_name))
+    assert own_redis.call("HGET", "dispytch:topics", unique_name) == b"4"
+
+
 async def test_many_topics_do_not_eat_memory() -> None:
     """A topic for each user: those that were used last are remembered, and cost little."""
 
@@ -619,6 +633,8 @@ def test_a_producer_goes_on_in_another_loop(redis_broker: RedisAccess, unique_na
     asyncio.run(emit(stop=True))
     asyncio.run(emit(stop=False))
     asyncio.run(emit(stop=True))
+    asyncio.run(emit(stop=False))
+    asyncio.run(emitter.producer.stop())  # nothing of it is here
     assert len(payloads(redis_broker, unique_name)) >= 25
 
 

@@ -277,6 +277,39 @@ async def test_a_member_taken_for_dead_reads_and_spoils_nothing(
             assert await other.backlog() == 0
 
 
+async def test_a_member_that_was_late_leaves_the_attempts_of_others_alone(place: Place) -> None:
+    """What it had not begun is under way elsewhere by then: that attempt counts."""
+    await place.emit(TOPIC, b"0")
+    async with place.subscribed(TOPIC, lease=0.5) as late:
+        await take(late, 1)
+        await place.kill(late)
+        async with place.subscribed(TOPIC, lease=0.5) as other:
+            (taken,) = await take(other, 1)
+            membership: Any = late._membership
+            link: Any = late._link
+            membership._lapse()
+            await link.wire.call("PING")  # what it sent before has been done
+            assert [count for _, count in place.pending(TOPIC, 4)] == [taken.attempt] == [2]
+            await taken.ack()
+
+
+def test_a_consumer_goes_on_in_another_loop(place: Place) -> None:
+    """What it left in a loop that is gone, a fetch under way included, does not hinder."""
+    consumer = RedisConsumer(place.connection(lease=0.5))
+
+    async def receive(payload: bytes) -> None:
+        await consumer.start()
+        await consumer.subscribe([Subscription(TOPIC, GROUP)])
+        await place.emit(TOPIC, payload)
+        await ack_all(taken := await take(consumer, 1))
+        assert payloads(taken) == [payload]
+        await nothing_more(consumer, 0.01)
+
+    asyncio.run(receive(b"1"))
+    asyncio.run(consumer.stop())  # nothing of it is here
+    asyncio.run(receive(b"2"))
+
+
 async def test_nothing_is_begun_after_the_end_of_the_lease(place: Place) -> None:
     """What no handler has begun by then is lost; still ours, it comes again, uncounted."""
     await place.emit(TOPIC, *numbered(4), key="k")
@@ -354,6 +387,25 @@ async def test_what_others_did_to_the_group_does_not_make_it_spin(
         assert payloads(await take(consumer, 1)) == [b"1"]
 
 
+async def test_nor_where_all_shards_do_not_fit_in_one_step(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What there was news of is looked into in each step, not only in the first."""
+    monkeypatch.setattr("dispytch_redis.shard._SHARDS", 1)
+    async with place.subscribed(TOPIC, shards=2) as consumer:
+        await nothing_more(consumer, 0.1)
+        streams = [place.keys.stream(place.keys.shard(TOPIC, number)) for number in (0, 1)]
+        with connected(place.broker.url) as connection:
+            connection.send("MULTI")
+            for stream in streams:
+                connection.send("XADD", stream, "*", "payload", "0")
+                connection.send("XGROUP", "SETID", stream, GROUP, "$")
+            connection.send("EXEC")
+            for _ in range(6):
+                connection.read()
+        await _is_quiet(consumer, monkeypatch, steps=2)
+
+
 LOSSES: dict[str, tuple[Callable[[Place], Any], str]] = {
     "streams": (_each(lambda stream: ("DEL", stream)), GONE),
     "groups": (_each(lambda stream: ("XGROUP", "DESTROY", stream, GROUP)), GONE),
@@ -415,7 +467,9 @@ def _nothing_is_kept(place: Place) -> None:
     assert not [key for key in place.left() if ":later" in key]
 
 
-async def _is_quiet(consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def _is_quiet(
+    consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch, steps: int = 1
+) -> None:
     """It waits, and does not ask again and again."""
     reads, run = [0], READ.run
 
@@ -425,4 +479,4 @@ async def _is_quiet(consumer: RedisConsumer, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(READ, "run", run_and_count)
     await nothing_more(consumer, 0.7)
-    assert reads[0] < 10
+    assert reads[0] < 10 * steps

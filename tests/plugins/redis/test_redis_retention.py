@@ -139,6 +139,18 @@ async def test_batches_are_counted_too(
     assert numbers(redis_broker, unique_name) == list(range(900, 1000))
 
 
+async def test_a_batch_is_trimmed_as_any_of_its_events_wants(
+    producer: RedisProducer, redis_broker: RedisAccess, unique_name: str
+) -> None:
+    """Others without a limit, the last one among them, change nothing."""
+    config = RedisEventConfig(maxlen=10)
+    for first in range(0, 100, 10):
+        batch = [out(unique_name, b"%d" % n, config=config) for n in range(first, first + 9)]
+        await producer.send_messages([*batch, out(unique_name, b"%d" % (first + 9))])
+        await trimmed(producer)
+    assert numbers(redis_broker, unique_name) == list(range(90, 100))
+
+
 # What a group has not settled
 
 Unsettle = Callable[[RedisAccess, str], object]
@@ -277,8 +289,10 @@ async def test_a_refusal_to_trim_is_told_and_harms_no_emit(
     assert own_redis.call("XLEN", *streams(own_redis, unique_name)) == 1
 
 
-async def test_stopping_does_not_wait_for_it(own_redis: Redis, unique_name: str) -> None:
-    """Another producer goes on with it, some time."""
+async def test_stopping_does_not_wait_for_it(
+    own_redis: Redis, unique_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another producer goes on with it, some time; nobody is told of a failure."""
     async with producing(own_redis.url, shards=1) as producer:
         await producer.send_message(out(unique_name))
         (stream,) = streams(own_redis, unique_name)
@@ -287,6 +301,7 @@ async def test_stopping_does_not_wait_for_it(own_redis: Redis, unique_name: str)
         assert producer._trimmer._trimming
         await producer.stop()
         assert not producer._trimmer._trimming
+    assert "can't delete" not in caplog.text
     assert own_redis.call("XLEN", stream) > 10
 
 

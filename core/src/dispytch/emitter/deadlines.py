@@ -29,7 +29,7 @@ class Deadline:
         self._expired = True
         self._task.cancel()
 
-    def has_ended(self, error: BaseException) -> bool:
+    def has_ended(self, error: BaseException | None) -> bool:
         """Whether it is what this error comes from, and nobody else has cancelled the task."""
         return (
             self._expired
@@ -64,9 +64,14 @@ class Deadlines:
             self._timer = loop.call_at(at, self._end_late, loop)
         return deadline
 
-    def end(self, deadline: Deadline) -> None:
-        """It has come to the end."""
+    def end(self, deadline: Deadline, error: BaseException | None = None) -> bool:
+        """It has come to the end, where need be with an error; to be called once.
+
+        Returns:
+            Whether being late is what the error comes from.
+        """
         self._pending.pop(deadline, None)
+        return deadline.has_ended(error)
 
     def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

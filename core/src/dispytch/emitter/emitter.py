@@ -141,8 +141,7 @@ class EventEmitter:
             else:
                 emitted = returned(await self._chain(self._context(event, config)))
         except BaseException as error:
-            deadlines.end(deadline)
-            late = deadline.has_ended(error)
+            late = deadlines.end(deadline, error)
             if not late and (vetoable or not isinstance(error, Exception)):
                 raise
             failure = self._completed(deadline_passed(event) if late else error, event)

@@ -116,15 +116,12 @@ async def _append(producer: "RedisProducer", lane: _Lane, results: _Results) -> 
     for step in lane.steps():
         wanted = [item for item in step if not results.holds_back(item.index, item.key)]
         told = await _append_step(producer, lane, wanted) if wanted else []
-        stored: list[_Item] = []
         for item, outcome in zip(wanted, told, strict=True):
             if isinstance(outcome, BaseException):
                 results.fail(item.index, item.key, outcome)
             else:
                 results.outcomes[item.index] = outcome
-                stored.append(item)
-        if stored:
-            producer.appended(stored[-1].out.config, lane.topic, lane.stream, len(stored))
+                producer.appended(item.out.config, lane.topic, lane.stream)
 
 
 async def _append_step(
@@ -138,16 +135,15 @@ async def _append_step(
     try:
         async with asyncio.timeout_at(deadline):
             while True:
-                wire, sent = await producer.connected(deadline), False
+                wire, sent = await producer.connected(deadline), True
                 try:
-                    sent = True
                     if len(items) == 1:  # also one with more fields than Lua can hand on
                         ids, rest = [await wire.call("XADD", name, "*", *items[0].fields)], []
                     else:
                         ids, *rest = await APPEND.run(wire, [name], *arguments)
                     break
                 except NotSentError:
-                    continue
+                    sent = False
     except TimeoutError:
         return [past_deadline(item.out) if sent else too_late() for item in items]
     except EmitRejected as error:

@@ -76,6 +76,8 @@ class RedisConsumer(Consumer):
         """
         if self._link.is_kept:
             return
+        self._fetching = self._reader = self._membership = None  # of a loop or process before
+        self._ready.clear()
         self._news = News(self._connection)
         await self._link.open()
         try:
@@ -84,8 +86,6 @@ class RedisConsumer(Consumer):
             await self._link.close()
             raise
         self._settling = Settling(self._link, self._wake)
-        self._ready.clear()
-        self._reader = self._membership = None
 
     async def subscribe(self, subscriptions: Sequence[Subscription], /) -> None:
         """Join the group; without one, begin at the ends of the topics.

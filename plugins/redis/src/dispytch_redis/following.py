@@ -8,13 +8,10 @@ from dispytch_redis.entry import message_of
 from dispytch_redis.keys import Keys
 from dispytch_redis.script import ENDS, FOLLOW
 from dispytch_redis.settling import Settling
-from dispytch_redis.shard import RedisDelivery, Shard
+from dispytch_redis.shard import STEP_BYTES, RedisDelivery, Shard, in_turn
 from dispytch_redis.wire import Wire
 
 __all__ = ["Follower"]
-
-_BYTES = 1024 * 1024  # of events, read in one step, and one more read
-_SHARDS = 500  # looked at in one step
 
 
 class Follower:
@@ -41,8 +38,7 @@ class Follower:
             for topic, count in topics.items()
             for name in (self._keys.shard(topic, number) for number in range(count))
         ]
-        for first in range(0, len(shards), _SHARDS):
-            part = shards[first : first + _SHARDS]
+        for part in in_turn(shards, 0):
             ends = await ENDS.run(wire, [shard.stream for shard in part])
             for shard, end in zip(part, ends, strict=True):
                 shard.last = end.decode()
@@ -63,12 +59,9 @@ class Follower:
         Raises:
             redis.exceptions.RedisError, WireError: see `Wire.call`.
         """
-        shards = list(self.shards.values())
         self._turn += 1
-        for first in range(0, len(shards), _SHARDS):
-            part = shards[first : first + _SHARDS]
-            turn = self._turn % len(part)
-            await self._read_part(wire, [*part[turn:], *part[:turn]], taken, limit)
+        for part in in_turn(list(self.shards.values()), self._turn):
+            await self._read_part(wire, part, taken, limit)
             if len(taken) >= limit:
                 break
 
@@ -79,7 +72,7 @@ class Follower:
             wire,
             [shard.stream for shard in shards],
             limit - len(taken),
-            _BYTES,
+            STEP_BYTES,
             *(shard.last or "0-0" for shard in shards),
         )
         now = time.time() * 1000

@@ -19,8 +19,12 @@ class Keys:
         self.topics = f"{prefix}:topics"
         self.new_topics = f"{prefix}:topics:new"
 
+    def topic(self, topic: str) -> str:
+        """What a topic is called in keys."""
+        return _part(topic)
+
     def shard(self, topic: str, number: int) -> str:
-        """What a shard is called where it stands for itself."""
+        """What a shard is called in keys: its topic, a colon, its number."""
         return f"{_part(topic)}:{number}"
 
     def stream(self, shard: str) -> str:

@@ -14,6 +14,8 @@ __all__ = ["Link"]
 
 logger = logging.getLogger("dispytch.redis")
 
+_BRIEF = 0.5  # seconds: an attempt whose wire had ended by then failed, too
+
 
 class Link:
     """Keeps a wire.
@@ -95,6 +97,8 @@ class Link:
         return Wire(await open_connection(self._settings, self._backend), self._patience)
 
     async def _keep(self) -> None:
+        clock, pause = asyncio.get_running_loop().time, self._settings.reconnect_interval
+        tried = clock()
         while True:
             if (wire := self._wire) is not None:
                 why = await asyncio.shield(wire.ended)
@@ -103,6 +107,9 @@ class Link:
                 self.problem = self.down(why)
                 self._lost()
                 await wire.close()
+            if wire is None or clock() - tried < min(pause, _BRIEF):
+                await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+            tried = clock()
             try:
                 self._wire = await self._connect()
             except ConnectError as error:
@@ -115,9 +122,6 @@ class Link:
                 self.problem = None
                 self._usable.set()
                 self._renewed()
-                continue
-            pause = self._settings.reconnect_interval
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
 
     def down(self, why: str = "") -> ConnectError:
         """What to raise while there is no wire."""

@@ -88,8 +88,7 @@ class Membership:
     def add(self, topics: dict[str, int]) -> None:
         """Topics that we receive, too; how many shards each has."""
         for topic, count in topics.items():
-            name = self._keys.shard(topic, 0).removesuffix(":0")
-            self._topics[name] = (topic, count)
+            self._topics[self._keys.topic(topic)] = (topic, count)
         self._look.set()
 
     def look(self, change: str | None = None) -> None:
@@ -160,8 +159,7 @@ class Membership:
         self._lapse_at(self._loop.time() + self._lease)
         for shard in self.shards.values():
             if shard.is_ours:
-                shard.leave_unbegun()
-                shard.look_again()
+                shard.doubt()
 
     def _lapse_at(self, when: float) -> None:
         if self._lapsing is not None:

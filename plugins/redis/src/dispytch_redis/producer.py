@@ -60,13 +60,6 @@ class RedisProducer(RedisSender):
     def _renewed(self) -> None:
         self._topics.make_known_again()
 
-    async def stop(self) -> None:
-        """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
-        try:
-            await super().stop()
-        finally:
-            await self._trimmer.stop()
-
     async def send_message(self, out: Outgoing, /) -> Details:
         """Append one event; returns when the server has it.
 
@@ -147,9 +140,7 @@ class RedisProducer(RedisSender):
             except UnicodeEncodeError as error:
                 raise EmitRejected("the topic holds what UTF-8 can't encode") from error
 
-    def appended(
-        self, config: RedisEventConfig | None, topic: Topic, stream: bytes, count: int = 1
-    ) -> None:
-        """Events were appended: old ones may have to go."""
+    def appended(self, config: RedisEventConfig | None, topic: Topic, stream: bytes) -> None:
+        """An event was appended: old ones may have to go."""
         if config is not None and (config.maxlen is not None or config.max_age is not None):
-            self._trimmer.appended(stream, topic.shards, config, count)
+            self._trimmer.appended(stream, topic.shards, config)

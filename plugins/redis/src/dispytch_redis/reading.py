@@ -11,15 +11,13 @@ from dispytch_redis.entry import message_of
 from dispytch_redis.membership import Membership
 from dispytch_redis.script import BEGIN, CLAIM, DUE, READ, Script
 from dispytch_redis.settling import Settling
-from dispytch_redis.shard import RedisDelivery, Shard, read_again
+from dispytch_redis.shard import STEP_BYTES, RedisDelivery, Shard, in_turn, read_again
 from dispytch_redis.wire import Argument, Wire
 
 __all__ = ["Reader"]
 
 logger = logging.getLogger("dispytch.redis")
 
-_BYTES = 1024 * 1024  # of events, read in one step, and one more read
-_SHARDS = 500  # looked at in one step
 _PAGE = 100  # of what is pending
 
 _Entry: TypeAlias = tuple[bytes, int, list[bytes], bytes | None]
@@ -119,7 +117,7 @@ class Reader:
     async def _take_due(
         self, wire: Wire, shard: Shard, taken: deque[RedisDelivery], limit: int
     ) -> None:
-        told = await self._ask(DUE, wire, shard, limit - len(taken), _BYTES)
+        told = await self._ask(DUE, wire, shard, limit - len(taken), STEP_BYTES)
         if told is None:
             return
         entries, due = told
@@ -142,7 +140,7 @@ class Reader:
             for id_, times in asked:
                 attempt = shard.attempts.setdefault(id_, times + shard.is_inherited)
                 arguments += (id_, attempt)
-            told = await self._ask(CLAIM, wire, shard, _BYTES, *arguments)
+            told = await self._ask(CLAIM, wire, shard, STEP_BYTES, *arguments)
             if told is None:
                 return
             looked, gone, entries = told
@@ -176,13 +174,11 @@ class Reader:
         self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
     ) -> None:
         self._turn += 1
-        for first in range(0, len(shards), _SHARDS):
-            part = shards[first : first + _SHARDS]
-            turn = self._turn % len(part)
-            part = [*part[turn:], *part[:turn]]
+        for part in in_turn(shards, self._turn):
             await self._read_part(wire, part, taken, limit)
             if len(taken) >= limit:
-                return
+                break
+        self._came = {}
 
     async def _read_part(
         self, wire: Wire, shards: Sequence[Shard], taken: deque[RedisDelivery], limit: int
@@ -194,7 +190,7 @@ class Reader:
             self._settling.group or "",
             self._settling.member,
             limit - len(taken),
-            _BYTES,
+            STEP_BYTES,
             *(shard.name for shard in shards),
         )
         if lost:
@@ -210,7 +206,6 @@ class Reader:
         self._membership.look(change.decode())
         if not found:
             self._look_for_news(shards)
-        self._came = {}
 
     def _look_for_news(self, shards: Sequence[Shard]) -> None:
         """Nothing was there to be read: what is new is with somebody who has set the group on."""
@@ -240,7 +235,7 @@ def _order(id_: str) -> tuple[int, ...]:
 
 
 def _has_room(taken: deque[RedisDelivery], limit: int) -> bool:
-    return len(taken) < limit and sum(len(each.payload) for each in taken) < _BYTES
+    return len(taken) < limit and sum(len(each.payload) for each in taken) < STEP_BYTES
 
 
 def _in(milliseconds: int | None) -> float | None:

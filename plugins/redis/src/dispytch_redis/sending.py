@@ -57,11 +57,12 @@ class RedisSender(Producer):
 
     async def stop(self) -> None:
         """Wait for what is under way, and disconnect; returns soon, whatever the server does."""
+        if not self._link.is_kept:
+            return
         try:
-            if self._link.is_kept:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_FLUSH):
-                        await self.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH):
+                    await self.flush()
         finally:
             await self._link.close()
 

@@ -1,6 +1,7 @@
 """RedisDelivery and Shard: what is on its way to the handlers, and what is ours."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dispytch import Delivery, SettleError
@@ -10,7 +11,12 @@ from dispytch_redis.entry import Message
 if TYPE_CHECKING:
     from dispytch_redis.settling import Settling
 
-__all__ = ["RedisDelivery", "Shard", "read_again", "written_again"]
+__all__ = ["STEP_BYTES", "RedisDelivery", "Shard", "in_turn", "read_again", "written_again"]
+
+STEP_BYTES = 1024 * 1024
+"""Bytes of events that are read in one step of the server, and one more read."""
+
+_SHARDS = 500  # looked at in one step
 
 
 class RedisDelivery(Delivery):
@@ -116,9 +122,17 @@ class Shard:
         self.last, self.recovered = None, "-"
         self.looks += 1
 
+    def doubt(self) -> None:
+        """It may be another's: what no handler works on comes again, here or there.
+
+        The server is told nothing of that: its count of deliveries may be the other's by now.
+        """
+        self._let_go(self._unbegun())
+        self.look_again()
+
     def leave_unbegun(self) -> None:
         """Leave what no handler works on to the next owner."""
-        self.leave([each for each in self.held.values() if not each.running])
+        self.leave(self._unbegun())
 
     def leave_all(self) -> None:
         """Leave everything to the next owner."""
@@ -126,12 +140,8 @@ class Shard:
 
     def leave(self, deliveries: list[RedisDelivery]) -> None:
         """Leave some to the next owner, who may be ourselves."""
-        unbegun = [each for each in deliveries if not each.running]
-        for delivery in deliveries:
-            del self.held[delivery.id]
-            delivery.lost = True
-        self.attempts.update((each.id, each.attempt) for each in unbegun)
-        self.settling.give_back(self, unbegun)
+        self._let_go(deliveries)
+        self.settling.give_back(self, [each for each in deliveries if not each.running])
 
     def lose(self) -> None:
         """It is not ours any more."""
@@ -139,6 +149,24 @@ class Shard:
         for delivery in self.held.values():
             delivery.lost = True
         self.held.clear()
+
+    def _unbegun(self) -> list[RedisDelivery]:
+        return [each for each in self.held.values() if not each.running]
+
+    def _let_go(self, deliveries: list[RedisDelivery]) -> None:
+        for delivery in deliveries:
+            del self.held[delivery.id]
+            delivery.lost = True
+            if not delivery.running:
+                self.attempts[delivery.id] = delivery.attempt
+
+
+def in_turn(shards: Sequence[Shard], turn: int) -> Iterator[list[Shard]]:
+    """Shards in parts, each for one step; which one comes first in its part is up to the turn."""
+    for first in range(0, len(shards), _SHARDS):
+        part = shards[first : first + _SHARDS]
+        place = turn % len(part)
+        yield [*part[place:], *part[:place]]
 
 
 def written_again(delivery: RedisDelivery) -> str:

@@ -63,10 +63,11 @@ class Topics:
         return await asyncio.shield(learning)
 
     async def _learn(self, name: str, wire: Wire) -> Topic:
-        keys = [self._keys.topics, self._keys.new_topics]
-        shards = await REGISTER.run(wire, keys, name, self._shards)
+        keys, topic = [self._keys.topics, self._keys.new_topics], self._known.get(name)
+        # As it was, where the server has lost it: who receives goes by that.
+        wanted = self._shards if topic is None else topic.shards
+        shards = await REGISTER.run(wire, keys, name, wanted)
         until = time.monotonic() + _FRESH
-        topic = self._known.get(name)
         if topic is not None and topic.shards == shards:
             topic.until = until
             return topic

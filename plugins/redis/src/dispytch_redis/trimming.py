@@ -21,7 +21,7 @@ _MOST = 10_000  # shards that are remembered
 
 
 class Trimmer:
-    """Trims shards as the configs of their events want, beside the emits.
+    """Trims shards as the configs of their events want, beside the emits, while there is a link.
 
     Args:
         link: to the server.
@@ -32,28 +32,18 @@ class Trimmer:
         self._left: dict[bytes, int] = {}
         self._trimming: dict[bytes, asyncio.Task[None]] = {}
 
-    def appended(
-        self, stream: bytes, shards: int, config: RedisEventConfig, count: int = 1
-    ) -> None:
-        """Events with this config were appended to a shard."""
+    def appended(self, stream: bytes, shards: int, config: RedisEventConfig) -> None:
+        """An event with this config was appended to a shard."""
         keep = None if config.maxlen is None else -(-config.maxlen // shards)
         if len(self._left) >= _MOST:
             self._left.clear()
-        left = self._left.get(stream, 0) - count
+        left = self._left.get(stream, 0) - 1
         if left > 0 or stream in self._trimming:
             self._left[stream] = left
             return
         self._left[stream] = _EVERY if keep is None else min(_EVERY, keep // _PART)
         task = self._trimming[stream] = asyncio.create_task(self._trim(stream, keep, config))
         task.add_done_callback(lambda _: self._trimming.pop(stream, None))
-
-    async def stop(self) -> None:
-        """Trim no more."""
-        tasks = list(self._trimming.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
     async def _trim(self, stream: bytes, keep: int | None, config: RedisEventConfig) -> None:
         age = "" if config.max_age is None else int(moment_of(config.max_age, 0) * 1000)
@@ -62,5 +52,7 @@ class Trimmer:
             more = True
             while more and (wire := self._link.wire) is not None:
                 _, more = await TRIM.run(wire, [stream.decode()], *limits)
-        except (RedisError, WireError) as error:
+        except WireError:
+            pass  # the link tells; another event makes it go on
+        except RedisError as error:
             logger.warning("redis: can't delete old events: %s", type(error).__name__)
