@@ -251,7 +251,7 @@ async def idling(directory: Path) -> list[Work]:
         await asyncio.sleep(IDLE)
         return (time.process_time() - started) / IDLE * 100
 
-    nothing = Samples("an event loop alone", BARE, "", [await percent()])
+    nothing = Samples("an event loop alone", "", "", [await percent()])
     async with listener_of(f"sqlite:///{directory}/idle.db", "idle", Handled(2)):
         listener = Samples("EventListener", OURS, "", [await percent()])
     return [Work("idle, SQLite", [nothing, listener], "% of a core")]
