@@ -17,7 +17,7 @@ from brokers.rabbitmq import RabbitMQ
 from brokers.redis import Redis
 from dispytch import Event, EventEmitter, EventListener
 
-WAITING, AT_ONCE, REPEATS = (scaled(10_000), scaled(100_000)), 5_000, 1
+WAITING, AT_ONCE, REPEATS = (scaled(10_000), scaled(100_000)), 5_000, 3
 SETTLE = 2.0  # seconds, after which a listener has read ahead what it will
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
