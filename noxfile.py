@@ -202,13 +202,13 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def bench(session: nox.Session) -> None:
-    """Measure: imports, emitting and handling beside pydantic alone; backends beside clients."""
-    _install(session, *PLUGINS, groups=("brokers",))
-    session.run("python", "tests/bench/emitting.py", *session.posargs)
-    session.run("python", "tests/bench/handling.py", *session.posargs)
-    session.run("python", "tests/bench/sqlite.py", *session.posargs)
-    harness = {"PYTHONPATH": "tests"}
-    session.run("python", "tests/bench/redis_streams.py", *session.posargs, env=harness)
+    """Measure beside bare clients and FastStream, on real brokers; writes docs/performance.md.
+
+    Part by part (`-- kafka redis`), against what is recorded (`-- --check`), how cost grows
+    (`-- --growth`).
+    """
+    _install(session, *PLUGINS, groups=("brokers", "bench"))
+    session.run("python", "-m", "bench", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session(python=NEWEST)

@@ -5,63 +5,20 @@ many call at once.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, TypeAdapter
-from pydantic_core import to_json
 from redis.asyncio import BlockingConnectionPool, Redis
-from typing_extensions import TypedDict
 
-from dispytch import EventBase
+from bench.events import READ, Plain, database, envelope, key_of
 
-GROUP, KEYS, POOL = "plain", 50, 16
-
-
-class User(BaseModel):
-    """The nested part of the event."""
-
-    id: str
-    email: str
-    name: str
+GROUP, POOL = "plain", 16
 
 
-class UserCreated(EventBase):
-    """About 200 bytes on the wire, one of many keys."""
-
-    __topic__ = "user_events"
-    __event_type__ = "user_created"
-    __key__ = "{user.id}"
-
-    user: User
-    timestamp: int
-
-
-class Envelope(TypedDict):
-    """What travels, for pydantic alone."""
-
-    id: Annotated[str, Field(min_length=1)]
-    type: Literal["user_created"]
-    body: UserCreated
-    timestamp: int
-
-
-READ = TypeAdapter(Envelope).validator.validate_json
-
-
-def created(number: int) -> UserCreated:
-    """An event."""
-    user = User(id=str(number % KEYS), email="ada@example.com", name="Ada Lovelace")
-    return UserCreated(user=user, timestamp=number)
-
-
-def fields(event: UserCreated) -> dict[str | bytes, Any]:
+def fields(event: Plain) -> dict[Any, Any]:
     """What an entry of a stream holds: as Dispytch has it."""
-    now = time.time_ns() // 10**6
-    envelope = {"id": event.id, "type": "user_created", "body": event, "timestamp": now}
-    return {"payload": to_json(envelope), "key": event.user.id}
+    return {"payload": envelope(event), "key": key_of(event)}
 
 
 @asynccontextmanager
@@ -72,23 +29,18 @@ async def pooled(url: str) -> AsyncIterator[Redis]:
         yield client
 
 
-async def append(client: Redis, stream: str, event: UserCreated) -> None:
+async def append(client: Redis, stream: str, event: Plain) -> None:
     """Append one."""
     await client.xadd(stream, fields(event))
 
 
-async def pipelined(client: Redis, stream: str, size: int, events: Sequence[UserCreated]) -> None:
+async def pipelined(client: Redis, stream: str, size: int, events: Sequence[Plain]) -> None:
     """Append, so many with each pipeline."""
     for first in range(0, len(events), size):
         pipeline = client.pipeline(transaction=False)
         for event in events[first : first + size]:
             pipeline.xadd(stream, fields(event))
         await pipeline.execute()
-
-
-async def database() -> str:
-    """An async dependency."""
-    return "db"
 
 
 class Working:
@@ -111,16 +63,13 @@ class Working:
             told: Any = await client.xreadgroup(GROUP, "me", {stream: ">"}, count=100)
             ids: list[bytes] = []
             for entry, values in told[0][1]:
-                await self.handle(READ(values[b"payload"])["body"], await database())
+                event, _ = READ(values[b"payload"])["body"], await database()
+                self.handled.append(event.timestamp)
                 if self._each:
                     await client.xack(stream, GROUP, entry)
                 ids.append(entry)
             if not self._each:
                 await client.xack(stream, GROUP, *ids)
-
-    async def handle(self, event: UserCreated, db: str) -> None:
-        """Note which."""
-        self.handled.append(event.timestamp)
 
 
 async def wait_for(client: Redis, stream: str, count: int, came: asyncio.Event) -> int:

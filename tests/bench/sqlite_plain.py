@@ -5,39 +5,19 @@ Connections are of this program's own making, on the same tables, with a queue o
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pydantic_core import to_json
-
-from dispytch import EventBase
+from bench.events import READ, Plain, envelope, key_of, plain
+from bench.measuring import Cost, Watch, check, scaled
 from dispytch_sqlite.schema import TABLES
 
-BACKLOG, KEYS = 5_000, 50
+BACKLOG = scaled(6_000)
 
-Contender = Callable[[], Awaitable[float]]
-"""Runs once; events per second."""
-
-
-class Noted(EventBase):
-    """About 300 bytes on the wire, one of many keys."""
-
-    __topic__ = "notes"
-    __event_type__ = "noted"
-    __key__ = "{author}"
-
-    author: str
-    number: int
-    text: str = "x" * 160
+Run = Callable[[], Awaitable[Cost]]
 
 
-def noted(number: int) -> Noted:
-    """An event."""
-    return Noted(author=str(number % KEYS), number=number)
-
-
-def plain(path: Path, synchronous: str = "NORMAL", wait: float = 0.0) -> sqlite3.Connection:
+def connected(path: Path, synchronous: str = "NORMAL", wait: float = 0.0) -> sqlite3.Connection:
     """A connection, and the tables if they are not there."""
     db = sqlite3.connect(path, isolation_level=None, timeout=wait, check_same_thread=False)
     db.execute("PRAGMA journal_mode = WAL")
@@ -51,29 +31,37 @@ def plain(path: Path, synchronous: str = "NORMAL", wait: float = 0.0) -> sqlite3
     return db
 
 
-def row(event: Noted) -> tuple[int, bytes, bytes]:
+def size(path: Path) -> int:
+    """How many events are in a file."""
+    with sqlite3.connect(path) as db:
+        found: int = db.execute("SELECT count(*) FROM events").fetchone()[0]
+    db.close()
+    return found
+
+
+def row(event: Plain) -> tuple[int, bytes, bytes]:
     """Partition, key and envelope."""
-    now = time.time_ns() // 10**6
-    envelope = {"id": event.id, "type": "noted", "body": event, "timestamp": now}
-    return event.number % 32, event.author.encode(), to_json(envelope)
+    return event.body.timestamp % 32, key_of(event), envelope(event)
 
 
-def appending(path: Path, synchronous: str, batch: int, events: int) -> Contender:
+def appending(path: Path, synchronous: str, batch: int, events: int) -> Run:
     """Appends the same events from one thread, so many with each commit."""
-    db = plain(path, synchronous)
+    db = connected(path, synchronous)
     insert = (
         "INSERT INTO events (topic, partition, at_ms, expires_ms, key, headers, payload) "
         "VALUES (1, ?, 1, NULL, ?, NULL, ?)"
     )
-    ready = [noted(number) for number in range(events)]
+    ready = [plain(number) for number in range(events)]
 
-    async def run() -> float:
-        started = time.perf_counter()
-        for first in range(0, events, batch):
-            db.execute("BEGIN IMMEDIATE")
-            db.executemany(insert, map(row, ready[first : first + batch]))
-            db.execute("COMMIT")
-        return events / (time.perf_counter() - started)
+    async def run() -> Cost:
+        before = size(path)
+        with Watch(events) as watch:
+            for first in range(0, events, batch):
+                db.execute("BEGIN IMMEDIATE")
+                db.executemany(insert, map(row, ready[first : first + batch]))
+                db.execute("COMMIT")
+        check("in the file", size(path) - before, events)
+        return watch.cost
 
     return run
 
@@ -81,13 +69,13 @@ def appending(path: Path, synchronous: str, batch: int, events: int) -> Contende
 def fill(db: sqlite3.Connection) -> None:
     """A backlog for `claim`."""
     db.execute("BEGIN IMMEDIATE")
-    rows = [(b"x" * 300,)] * BACKLOG
+    rows = [(envelope(plain(number)),) for number in range(BACKLOG)]
     db.executemany("INSERT INTO jobs (payload) VALUES (?)", rows)
     db.execute("COMMIT")
 
 
-def claim(db: sqlite3.Connection, batch: int) -> int:
-    """Claim rows of the queue, which is a commit, and delete them, which is another; how many."""
+def claim(db: sqlite3.Connection, batch: int) -> list[int]:
+    """Claim rows of the queue, which is a commit, handle and delete them, which is another."""
     take = (
         "UPDATE jobs SET worker = 1 WHERE id IN "
         "(SELECT id FROM jobs WHERE worker IS NULL ORDER BY id LIMIT ?) RETURNING id, payload"
@@ -95,36 +83,41 @@ def claim(db: sqlite3.Connection, batch: int) -> int:
     db.execute("BEGIN IMMEDIATE")
     rows = db.execute(take, (batch,)).fetchall()
     db.execute("COMMIT")
+    numbers = [READ(payload)["body"].timestamp for _, payload in rows]
     if rows:
         db.execute("BEGIN IMMEDIATE")
         db.executemany("DELETE FROM jobs WHERE id = ?", [row[:1] for row in rows])
         db.execute("COMMIT")
-    return len(rows)
+    return numbers
 
 
-def claiming(path: Path, batch: int) -> Contender:
+def claiming(path: Path, batch: int) -> Run:
     """Works a backlog of rows off."""
-    db = plain(path)
+    db = connected(path)
 
-    async def run() -> float:
+    async def run() -> Cost:
         fill(db)
-        started = time.perf_counter()
-        while claim(db, batch):
-            pass
-        return BACKLOG / (time.perf_counter() - started)
+        handled: list[int] = []
+        with Watch(BACKLOG) as watch:
+            while numbers := claim(db, batch):
+                handled += numbers
+        check("handled", len(set(handled)), BACKLOG)
+        return watch.cost
 
     return run
 
 
-def claiming_in_threads(path: Path) -> Contender:
+def claiming_in_threads(path: Path) -> Run:
     """The same, a row at a time, as a program does whose event loop must not wait for a lock."""
-    db = plain(path)
+    db = connected(path)
 
-    async def run() -> float:
+    async def run() -> Cost:
         fill(db)
-        started = time.perf_counter()
-        while await asyncio.to_thread(claim, db, 1):
-            pass
-        return BACKLOG / (time.perf_counter() - started)
+        handled: list[int] = []
+        with Watch(BACKLOG) as watch:
+            while numbers := await asyncio.to_thread(claim, db, 1):
+                handled += numbers
+        check("handled", len(set(handled)), BACKLOG)
+        return watch.cost
 
     return run
