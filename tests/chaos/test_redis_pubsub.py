@@ -132,8 +132,11 @@ def flow_of(own_redis: Redis, topic: str, port: int | None = None) -> Flow:
 
 
 def check(flow: Flow, gaps: Gaps, faults: int) -> None:
-    """Check that nothing was lost outside of what was told."""
-    assert flow.consumer.gaps == len(gaps.told) == faults
+    """Check that nothing was lost outside of what was told.
+
+    Where the server has no processor for a second or two, that is a gap as well.
+    """
+    assert flow.consumer.gaps == len(gaps.told) >= faults
     silent = [each for each in flow.missing() if not gaps.hold(each)]
     assert not silent, f"{len(silent)} of {len(flow.missing())} lost events fall into no gap"
     for start, end in gaps.told:
