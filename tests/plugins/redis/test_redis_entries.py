@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispytch import EmitRejected
+from dispytch import EmitRejected, Outgoing
 from dispytch.producer import HeaderPairs
 from dispytch_redis import RedisEventConfig
-from dispytch_redis.entry import fields_of, message_of, shard_of
+from dispytch_redis.entry import fields_of, key_of, message_of, shard_of
 from plugins.redis.emitting import out
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 names = texts | st.sampled_from(["payload", "key", "expires_ms", "header:", "header:a", ""])
 pairs = st.lists(st.tuples(names, st.binary()))
+
+
+def stored(event: Outgoing) -> tuple[bytes | None, list[bytes]]:
+    """The key of an event, and the fields of its entry."""
+    key = key_of(event)
+    return key, fields_of(event, key)
 
 
 @given(st.binary(), st.none() | st.binary(), pairs)
@@ -26,7 +32,7 @@ def test_what_is_written_is_read_again(
 ) -> None:
     """Any bytes; headers in their order, with names that come twice and names of our fields."""
     config = RedisEventConfig(partition_key=key, headers=headers)
-    kept, fields = fields_of(out("t", payload, config=config))
+    kept, fields = stored(out("t", payload, config=config))
     message = message_of(fields)
     assert kept == key
     assert message.payload == payload
@@ -39,7 +45,7 @@ def test_what_is_written_is_read_again(
 def test_a_key_that_was_read_can_be_written_again(key: bytes) -> None:
     """A dead letter has the key of its event, also where that is no UTF-8."""
     read = message_of([b"payload", b"", b"key", key]).key
-    assert fields_of(out("t", b"", read))[0] == key
+    assert stored(out("t", b"", read))[0] == key
 
 
 @given(st.lists(st.tuples(st.binary(), st.binary())))
@@ -76,7 +82,7 @@ def test_fields_of_others_are_headers() -> None:
 def test_a_time_to_live_counts_from_the_emit(ttl: Any) -> None:
     """It is stored as the moment when it is over."""
     before = int(time.time() * 1000)
-    _, fields = fields_of(out("t", config=RedisEventConfig(ttl=ttl)))
+    _, fields = stored(out("t", config=RedisEventConfig(ttl=ttl)))
     moment = message_of(fields).expires_ms
     assert moment is not None
     assert before <= moment - 90_000 <= time.time() * 1000
@@ -84,7 +90,7 @@ def test_a_time_to_live_counts_from_the_emit(ttl: Any) -> None:
 
 def test_the_longest_time_to_live_fits() -> None:
     """A hundred years."""
-    _, fields = fields_of(out("t", config=RedisEventConfig(ttl=36_525 * 86_400)))
+    _, fields = stored(out("t", config=RedisEventConfig(ttl=36_525 * 86_400)))
     assert message_of(fields).expires_ms is not None
 
 
@@ -92,7 +98,7 @@ def test_a_config_wins_over_the_event_and_a_middleware_over_the_config() -> None
     """The key of the config; of each name all headers of the nearest."""
     config = RedisEventConfig(partition_key=b"\xff", headers=[("a", "1"), ("a", "2"), ("b", "3")])
     headers = HeaderPairs([("a", b"4"), ("a", "5")])
-    key, fields = fields_of(out("t", key="k", config=config, headers=headers))
+    key, fields = stored(out("t", key="k", config=config, headers=headers))
     assert key == b"\xff"
     assert message_of(fields).headers == (("b", b"3"), ("a", b"4"), ("a", b"5"))
 
@@ -109,7 +115,7 @@ def test_a_config_wins_over_the_event_and_a_middleware_over_the_config() -> None
 def test_what_utf8_can_not_encode_is_rejected(event: Any) -> None:
     """The message repeats none of it."""
     with pytest.raises(EmitRejected, match="UTF-8") as caught:
-        fields_of(event)
+        stored(event)
     assert str(caught.value).isascii()
     assert not caught.value.retriable
 

@@ -238,7 +238,9 @@ async def test_without_a_group_a_lost_connection_makes_no_gap(place: Place) -> N
     async with place.subscribed(TOPIC, group=None) as consumer:
         for start in range(0, 50, 10):
             await place.emit(TOPIC, *numbered(start, start + 5), key="k")
-            consumer._link.abort("a fault of the test")
+            wire = consumer._link.wire
+            assert wire is not None
+            wire.abort("a fault of the test")
             await place.emit(TOPIC, *numbered(start + 5, start + 10), key="k")
             assert payloads(await take(consumer, 10)) == numbered(start, start + 10)
 

@@ -94,7 +94,7 @@ async def send_batch(producer: "RedisProducer", batch: Sequence[Outgoing]) -> li
             key = key_of(out)
             if results.holds_back(index, key):
                 continue
-            _, fields = fields_of(out)
+            fields = fields_of(out, key)
             producer.check_size(out)
             topic = topics.get(out.topic)
             if topic is None:

@@ -200,14 +200,11 @@ class RedisConsumer(Consumer):
         Raises:
             ConnectError: there is none, or what is done can't be told, or it is not started.
         """
-        wire = self._opened()
+        self._opened()
         problem = self._settling.problem or (self._membership and self._membership.problem)
         if problem:
             raise problem
-        try:
-            await wire.call("PING")
-        except (RedisError, WireError) as error:
-            raise as_connect_error(error) from error
+        await self._link.ping()
 
     async def backlog(self) -> int | None:
         """How many events wait for this group, those under way included; None: not known.

@@ -48,13 +48,12 @@ def key_of(out: Outgoing) -> bytes | None:
         raise EmitRejected("the key holds what UTF-8 can't encode") from error
 
 
-def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
-    """The key of an event, and the fields of its entry: names and values.
+def fields_of(out: Outgoing, key: bytes | None) -> list[bytes]:
+    """The fields of an event's entry, names and values; its key is known, see `key_of`.
 
     Raises:
         EmitRejected: it can't be stored.
     """
-    key = key_of(out)
     try:
         fields = [b"payload", out.payload]
         if key is not None:
@@ -66,7 +65,7 @@ def fields_of(out: Outgoing) -> tuple[bytes | None, list[bytes]]:
                 fields += (_HEADER + name.encode(), value)
     except UnicodeEncodeError as error:
         raise EmitRejected("a header holds what UTF-8 can't encode") from error
-    return key, fields
+    return fields
 
 
 def message_of(fields: Sequence[bytes]) -> Message:

@@ -33,11 +33,7 @@ class Follower:
         Raises:
             redis.exceptions.RedisError, WireError: see `Wire.call`.
         """
-        shards = [
-            Shard(self._settling, topic, name, self._keys.stream(name))
-            for topic, count in topics.items()
-            for name in (self._keys.shard(topic, number) for number in range(count))
-        ]
+        shards = self._shards_of(topics)
         for part in in_turn(shards, 0):
             ends = await ENDS.run(wire, [shard.stream for shard in part])
             for shard, end in zip(part, ends, strict=True):
@@ -46,12 +42,9 @@ class Follower:
 
     def add(self, topics: dict[str, int]) -> None:
         """Follow topics that are new, from their beginnings on."""
-        for topic, count in topics.items():
-            for number in range(count):
-                name = self._keys.shard(topic, number)
-                shard = Shard(self._settling, topic, name, self._keys.stream(name))
-                shard.last = "0-0"
-                self.shards[name] = shard
+        for shard in self._shards_of(topics):
+            shard.last = "0-0"
+            self.shards[shard.name] = shard
 
     async def read(self, wire: Wire, limit: int, taken: deque[RedisDelivery]) -> None:
         """Add what there is after what was read before to `taken`, until it holds `limit`.
@@ -83,6 +76,12 @@ class Follower:
                 if message.expires_ms is None or message.expires_ms > now:
                     taken.append(RedisDelivery(shard, id_.decode(), message, 1))
             shard.last = entries[-1][0].decode()
+
+    def _shards_of(self, topics: dict[str, int]) -> list[Shard]:
+        return [
+            Shard(self._settling, topic, name, self._keys.stream(name))
+            for topic, name in self._keys.shards(topics)
+        ]
 
     def marks(self) -> dict[str, str]:
         """Up to where each stream was read."""

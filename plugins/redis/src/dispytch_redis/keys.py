@@ -1,5 +1,7 @@
 """Names of the keys that Redis keeps for us."""
 
+from collections.abc import Iterator, Mapping
+
 __all__ = ["Keys"]
 
 
@@ -26,6 +28,12 @@ class Keys:
     def shard(self, topic: str, number: int) -> str:
         """What a shard is called in keys: its topic, a colon, its number."""
         return f"{_part(topic)}:{number}"
+
+    def shards(self, topics: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+        """Each shard of these topics, with its topic first; how many shards each has."""
+        for topic, count in topics.items():
+            for number in range(count):
+                yield topic, self.shard(topic, number)
 
     def stream(self, shard: str) -> str:
         """A stream: the events of a shard."""

@@ -5,8 +5,11 @@ import logging
 import random
 from collections.abc import Callable
 
+from redis.exceptions import RedisError
+
 from dispytch import ConnectError
 from dispytch_redis.connection import RedisServer
+from dispytch_redis.errors import WireError, as_connect_error
 from dispytch_redis.opening import open_connection
 from dispytch_redis.wire import Wire
 
@@ -77,10 +80,18 @@ class Link:
             await self._usable.wait()
         return None
 
-    def abort(self, why: str) -> None:
-        """End the wire at once; another one is opened."""
-        if self._wire is not None:
-            self._wire.abort(why)
+    async def ping(self) -> None:
+        """Ask the server for a sign of life.
+
+        Raises:
+            ConnectError: there is none.
+        """
+        if (wire := self.wire) is None:
+            raise self.down()
+        try:
+            await wire.call("PING")
+        except (RedisError, WireError) as error:
+            raise as_connect_error(error, self._backend) from error
 
     async def close(self) -> None:
         """End the wire, and open no other."""

@@ -11,7 +11,7 @@ from dispytch.producer import Details, Outcome
 from dispytch_redis.batching import send_batch
 from dispytch_redis.config import RedisEventConfig
 from dispytch_redis.connection import RedisConnection
-from dispytch_redis.entry import fields_of
+from dispytch_redis.entry import fields_of, key_of
 from dispytch_redis.errors import BACKEND, NotSentError, WireError, as_emit_error
 from dispytch_redis.keys import Keys
 from dispytch_redis.sending import MARGIN, RedisSender
@@ -83,7 +83,8 @@ class RedisProducer(RedisSender):
         return await self._append(out)
 
     async def _append(self, out: Outgoing) -> Details:
-        key, fields = fields_of(out)
+        key = key_of(out)
+        fields = fields_of(out, key)
         self._under_way += 1
         try:
             while True:

@@ -4,12 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import Hashable
 
-from redis.exceptions import RedisError
-
 from dispytch import EmitRejected, Outgoing, Producer
 from dispytch.fields import effective_key
 from dispytch_redis.connection import RedisServer
-from dispytch_redis.errors import WireError, as_connect_error
 from dispytch_redis.link import Link
 from dispytch_redis.wire import Wire
 
@@ -78,13 +75,7 @@ class RedisSender(Producer):
         Raises:
             ConnectError: there is none, or the producer is not started.
         """
-        wire = self._link.wire
-        if wire is None:
-            raise self._link.down()
-        try:
-            await wire.call("PING")
-        except (RedisError, WireError) as error:
-            raise as_connect_error(error, self.backend) from error
+        await self._link.ping()
 
     def ordering_key(self, out: Outgoing, /) -> Hashable | None:
         """The config's `partition_key`, else the event's `__key__`."""

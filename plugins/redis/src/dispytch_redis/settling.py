@@ -1,7 +1,6 @@
 """Settling: tells the server what is done, and keeps what is to come again."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +16,6 @@ from dispytch_redis.shard import RedisDelivery, Shard, written_again
 from dispytch_redis.wire import Wire
 
 __all__ = ["Settling"]
-
-logger = logging.getLogger("dispytch.redis")
 
 _PAUSE = 0.5  # seconds until what the server refused to take is told again
 

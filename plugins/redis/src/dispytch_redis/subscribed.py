@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from dispytch import Subscription
 from dispytch_redis.connection import RedisConnection
 from dispytch_redis.keys import Keys
-from dispytch_redis.script import REGISTER
+from dispytch_redis.topics import register
 from dispytch_redis.wire import Wire
 
 __all__ = ["Subscribed"]
@@ -47,9 +47,8 @@ class Subscribed:
         Raises:
             redis.exceptions.RedisError, WireError: see `Wire.call`.
         """
-        keys = [self._keys.topics, self._keys.new_topics]
         for name in self._literal:
-            self._topics[name] = await REGISTER.run(wire, keys, name, self._settings.shards)
+            self._topics[name] = await register(wire, self._keys, name, self._settings.shards)
         found, self._seen = await self._find(wire)
         self._topics.update(found)
         await self._make_groups(wire, self._topics, self._settings.begins_at())
@@ -127,8 +126,4 @@ class Subscribed:
                 raise result
 
     def _streams(self, topics: Mapping[str, int]) -> list[str]:
-        return [
-            self._keys.stream(self._keys.shard(topic, number))
-            for topic, count in topics.items()
-            for number in range(count)
-        ]
+        return [self._keys.stream(shard) for _, shard in self._keys.shards(topics)]

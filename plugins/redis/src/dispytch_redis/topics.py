@@ -9,7 +9,7 @@ from dispytch_redis.keys import Keys
 from dispytch_redis.script import REGISTER
 from dispytch_redis.wire import Wire
 
-__all__ = ["Topic", "Topics", "stream_of"]
+__all__ = ["Topic", "Topics", "register", "stream_of"]
 
 _FRESH = 30.0  # seconds until a topic in use is made known again: the server may have lost it
 _MOST = 10_000  # topics that are remembered
@@ -63,17 +63,17 @@ class Topics:
         return await asyncio.shield(learning)
 
     async def _learn(self, name: str, wire: Wire) -> Topic:
-        keys, topic = [self._keys.topics, self._keys.new_topics], self._known.get(name)
+        topic = self._known.get(name)
         # As it was, where the server has lost it: who receives goes by that.
         wanted = self._shards if topic is None else topic.shards
-        shards = await REGISTER.run(wire, keys, name, wanted)
+        shards = await register(wire, self._keys, name, wanted)
         until = time.monotonic() + _FRESH
         if topic is not None and topic.shards == shards:
             topic.until = until
             return topic
         if len(self._known) >= _MOST:
             self._known.clear()
-        stem = self._keys.stream(self._keys.shard(name, 0))[:-1].encode()
+        stem = self._keys.stream(f"{self._keys.topic(name)}:").encode()
         topic = self._known[name] = Topic(stem, shards, until)
         return topic
 
@@ -86,6 +86,16 @@ class Topics:
         del self._learning[name]
         if not learning.cancelled():
             learning.exception()  # it has been seen, also where all who asked are gone
+
+
+async def register(wire: Wire, keys: Keys, name: str, shards: int) -> int:
+    """Make a topic known to all, with so many shards unless it is known; how many it has.
+
+    Raises:
+        redis.exceptions.RedisError, WireError: see `Wire.call`.
+    """
+    told: int = await REGISTER.run(wire, [keys.topics, keys.new_topics], name, shards)
+    return told
 
 
 def stream_of(topic: Topic, key: bytes | None) -> bytes:
