@@ -75,10 +75,10 @@ class SpoolConsumer(Consumer):
     async def receive(self, limit: int, /) -> Sequence[Delivery]:
         while True:
             for path in sorted(self.root.glob("*.new")):
-                data = json.loads(path.read_text())
-                if not any(each.match(data["topic"]) is not None for each in self.patterns):
-                    continue
                 try:
+                    data = json.loads(path.read_text())
+                    if not any(each.match(data["topic"]) is not None for each in self.patterns):
+                        continue
                     taken = path.rename(path.with_suffix(f".{os.getpid()}"))
                 except FileNotFoundError:  # another process was first
                     continue
