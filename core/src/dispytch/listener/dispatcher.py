@@ -51,6 +51,8 @@ class Dispatcher:
         self._context = copy_context()
         self.timers = cast("Timers", self._loop)
         self._ready: deque[Run] = deque()
+        self._low = limits.max_in_flight // 2  # where more is taken in
+        self._coming = 0  # workers that were woken or begun, and had no turn yet
         self._idle: list[asyncio.Future[None]] = []
         self.workers: set[asyncio.Task[None]] = set()
         self._parked: dict[Run, Any] = {}
@@ -91,34 +93,48 @@ class Dispatcher:
         if run.lane is not None and not run.handler.lanes.enter(run.lane, run):
             self.waiting += 1
             return
-        self._ready.append(run)
-        self._wake()
+        self._enqueue(run)
 
     def add_done(self, claim: Claim) -> None:
         """Only settle it."""
-        run = Run(claim, None, None, {})
+        self._enqueue(Run(claim, None, None, {}))
+
+    def _enqueue(self, run: Run) -> None:
         self._ready.append(run)
-        self._wake()
+        if not self._coming:  # the one that comes will see it too
+            self._wake()
 
     def _has_space(self) -> bool:
-        return len(self._ready) <= self._limits.max_in_flight // 2 and not self.full
+        return len(self._ready) <= self._low and not self.full
 
     def _tell_space(self) -> None:
         if self._space is not None and not self._space.done() and self._has_space():
             self._space.set_result(None)
 
     def _wake(self) -> None:
+        """Have one more worker come, where there may be one more."""
         while self._idle:
             sleeper = self._idle.pop()
             if not sleeper.done():
+                self._coming += 1
                 sleeper.set_result(None)
                 return
         if len(self.workers) < self._limits.max_in_flight:
             worker = self._loop.create_task(
                 self._work(), name="dispytch-worker", context=self._context.copy()
             )
+            self._coming += 1
             self.workers.add(worker)
             worker.add_done_callback(self._worker_ended)
+
+    def _arrive(self) -> None:
+        """A worker is here. Where there is work for others too, two more come.
+
+        So a burst has all of them soon, and handlers that never wait keep a single one busy.
+        """
+        self._coming -= 1
+        for _ in range(min(2, len(self._ready) - 1)):
+            self._wake()
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self.workers.discard(worker)
@@ -135,14 +151,13 @@ class Dispatcher:
     async def _work(self) -> None:  # noqa: PLR0912 - one loop that shows what can happen
         ready, context, task = self._ready, self._context, asyncio.current_task()
         assert task is not None  # noqa: S101 - for type checkers
+        self._arrive()
         while not self._stopping:
             if not ready:
                 await self._sleep()
                 continue
             run = ready.popleft()
-            if ready:
-                self._wake()
-            if self._space is not None:
+            if self._space is not None and len(ready) <= self._low:
                 self._tell_space()
             delivery = run.claim.delivery
             if delivery.lost:  # it comes again, perhaps to another process
@@ -186,6 +201,7 @@ class Dispatcher:
         if not self.running:
             self.when_idle()
         await sleeper
+        self._arrive()
 
     async def _decide(self, run: Run, result: Any) -> None:
         """Do what the handler returned; anything but an outcome is its own business."""
@@ -217,8 +233,7 @@ class Dispatcher:
         run.lane = None
         if following is not None:
             self.waiting -= 1
-            self._ready.append(following)
-            self._wake()
+            self._enqueue(following)
             self._tell_space()
 
     # Failing
@@ -289,10 +304,6 @@ class Dispatcher:
                 self._tell_space()
 
         return due
-
-    def _enqueue(self, run: Run) -> None:
-        self._ready.append(run)
-        self._wake()
 
     def _attempt_again(self, run: Run) -> None:
         if run.defect is None:

@@ -94,11 +94,11 @@ class Handler:
     def event(self, read: Read, delivery: Delivery, attempt: int) -> Event[Any]:
         """What the function gets."""
         return Event(
-            read.id,
+            read["id"],
             delivery.topic,
-            read.type,
-            read.body,
-            read.timestamp,
+            read["type"],
+            read["body"],
+            read["timestamp"],
             delivery.key,
             delivery.headers,
             attempt,

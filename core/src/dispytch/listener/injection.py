@@ -9,6 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
+from types import CoroutineType
 from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
@@ -18,7 +20,7 @@ from dispytch.listener.received import Event
 from dispytch.listener.segment import TopicSegment, segment_validator
 from dispytch.listener.signature import Parameter, located, name_of, parameters_of
 
-__all__ = ["Depends", "Offload", "Plan", "Scope"]
+__all__ = ["Depends", "Offload", "Plan"]
 
 logger = logging.getLogger("dispytch")
 
@@ -43,42 +45,46 @@ class Depends:
         self.use_cache = use_cache
 
 
-@dataclass(slots=True, eq=False)
-class Scope:
-    """What one attempt of a handler fills its arguments from."""
-
-    event: Event[Any]
-    segments: Mapping[str, str]
-    made: list[Any]
-
-
-Source: TypeAlias = Callable[[Scope], Any]
 Offload: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+Pick: TypeAlias = Callable[[list[Any]], Sequence[Any]]
+
+_EVENT, _BODY, _SEGMENTS = 0, 1, 2
+"""The places of what an attempt begins with among its values; each step adds one to them."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Call:
-    """A callable and where its arguments come from."""
+    """A callable, and the places its arguments are at."""
 
-    fn: Callable[..., Any]
-    by_position: tuple[Source, ...]
-    by_name: tuple[tuple[str, Source], ...]
+    __slots__ = ("_by_name", "_by_position", "_fn", "_names")
 
-    def __call__(self, scope: Scope) -> Any:
-        return self.fn(
-            *(source(scope) for source in self.by_position),
-            **{name: source(scope) for name, source in self.by_name},
-        )
+    def __init__(
+        self, fn: Callable[..., Any], by_position: Sequence[int], by_name: Mapping[str, int]
+    ) -> None:
+        self._fn, self._by_position = fn, _pick(by_position)
+        self._names, self._by_name = tuple(by_name), _pick(tuple(by_name.values()))
+
+    def __call__(self, values: list[Any]) -> Any:
+        if self._names:
+            named = zip(self._names, self._by_name(values), strict=True)
+            return self._fn(*self._by_position(values), **dict(named))
+        return self._fn(*self._by_position(values))
+
+
+def _pick(places: Sequence[int]) -> Pick:
+    """What picks the values at these places; without a loop, as it runs for each event."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A dependency to make: how, and what to do with what the call returns."""
+    """A value to make: how, and what to do with what the call returns."""
 
     call: _Call
-    name: str
-    awaited: bool
-    entered: str  # "", "sync" or "async"
+    name: str = ""
+    awaited: bool = False
+    entered: str = ""  # "", "sync" or "async"
 
 
 class Plan:
@@ -107,12 +113,12 @@ class Plan:
         overrides: Mapping[Any, Callable[..., Any]],
     ) -> None:
         compiler = _Compiler(fn, body, segments, local_names, overrides)
-        self._call = compiler.call(fn, ())
+        by_position, by_name = compiler.arguments(fn, ())
+        self._call = _Call(fn, by_position, by_name)
         self._steps = tuple(compiler.steps)
         self.body = compiler.body
         self.fn = fn
-        simple = not self._steps and not self._call.by_name
-        self.takes_event_alone = simple and self._call.by_position == (_event,)
+        self.takes_event_alone = by_position == [_EVENT] and not by_name and not self._steps
 
     async def run(
         self, event: Event[Any], segments: Mapping[str, str], offload: Offload | None
@@ -127,17 +133,25 @@ class Plan:
         Raises:
             BaseException: what the function, or a dependency while it was made or closed, raised.
         """
-        scope = Scope(event, segments, [])
+        values = [event, event.body, segments]
         opened: list[tuple[_Step, Any]] = []
         error: BaseException | None = None
         result = None
         try:
             for step in self._steps:
-                scope.made.append(await _make(step, scope, opened))
+                made = step.call(values)
+                if step.awaited or isinstance(made, CoroutineType):
+                    made = await made
+                if step.entered:
+                    manager = made
+                    is_async = step.entered == "async"
+                    made = await manager.__aenter__() if is_async else manager.__enter__()
+                    opened.append((step, manager))
+                values.append(made)
             if offload is None:
-                result = await self._call(scope)
+                result = await self._call(values)
             else:
-                result = await offload(lambda: self._call(scope))
+                result = await offload(lambda: self._call(values))
                 if inspect.isawaitable(result):  # a coroutine function in a plain wrapper
                     result = await result
         except BaseException as raised:  # noqa: BLE001 - raised again below, after the closing
@@ -147,20 +161,6 @@ class Plan:
         if error is not None:
             raise error
         return result
-
-
-async def _make(step: _Step, scope: Scope, opened: list[tuple[_Step, Any]]) -> Any:
-    made = step.call(scope)
-    if step.awaited or inspect.iscoroutine(made):
-        made = await made
-    if step.entered == "async":
-        entered = await made.__aenter__()
-    elif step.entered == "sync":
-        entered = made.__enter__()
-    else:
-        return made
-    opened.append((step, made))
-    return entered
 
 
 async def _close(step: _Step, manager: Any, error: BaseException | None) -> BaseException | None:
@@ -205,29 +205,32 @@ class _Compiler:
         self.steps: list[_Step] = []
         self._shared: dict[Any, int] = {}
 
-    def call(self, fn: Callable[..., Any], path: tuple[Any, ...]) -> _Call:
-        by_position: list[Source] = []
-        by_name: list[tuple[str, Source]] = []
+    def arguments(
+        self, fn: Callable[..., Any], path: tuple[Any, ...]
+    ) -> tuple[list[int], dict[str, int]]:
+        """The places of its arguments, by position and by name."""
+        by_position: list[int] = []
+        by_name: dict[str, int] = {}
         gap = False
         try:
             parameters = parameters_of(fn, self.local_names, _is_marker)
         except TypeError as error:
             raise self._wrong(fn, str(error)) from error
         for parameter in parameters:
-            source = self._source(fn, parameter, (*path, fn))
-            if source is None:
+            place = self._place(fn, parameter, (*path, fn))
+            if place is None:
                 gap = True
             elif parameter.kind is _KEYWORD or (gap and parameter.kind is not _POSITION):
-                by_name.append((parameter.name, source))
+                by_name[parameter.name] = place
             elif gap:
                 raise self._wrong(
                     fn, f"parameter {parameter.name!r} stands behind one that is left out"
                 )
             else:
-                by_position.append(source)
-        return _Call(fn, tuple(by_position), tuple(by_name))
+                by_position.append(place)
+        return by_position, by_name
 
-    def _source(self, fn: Any, parameter: Parameter, path: tuple[Any, ...]) -> Source | None:
+    def _place(self, fn: Any, parameter: Parameter, path: tuple[Any, ...]) -> int | None:
         annotation = parameter.annotation
         if len(parameter.markers) > 1:
             raise self._wrong(fn, f"parameter {parameter.name!r} has more than one marker")
@@ -237,10 +240,10 @@ class _Compiler:
             return self._dependency(fn, parameter, marker, path)
         if annotation is Event or get_origin(annotation) is Event:
             self._accept(fn, parameter, get_args(annotation), is_handler=len(path) == 1)
-            return _event
+            return _EVENT
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             self._accept(fn, parameter, (annotation,), is_handler=len(path) == 1)
-            return _body
+            return _BODY
         if parameter.has_default:
             return None
         given = "has no annotation" if annotation is inspect.Parameter.empty else "can't be filled"
@@ -279,7 +282,7 @@ class _Compiler:
                 f"{self.body.__name__}",
             )
 
-    def _segment(self, fn: Any, parameter: Parameter, marker: TopicSegment) -> Source:
+    def _segment(self, fn: Any, parameter: Parameter, marker: TopicSegment) -> int:
         wanted = marker.name or parameter.name
         known = self.segments
         name = wanted
@@ -293,18 +296,19 @@ class _Compiler:
             str if parameter.annotation is inspect.Parameter.empty else parameter.annotation
         )
         if annotation is str and not marker.constraints and not parameter.metadata:
-            return lambda scope: scope.segments[name]
+            return self._add(_Step(_Call(itemgetter(name), [_SEGMENTS], {})))
         try:
             validate = segment_validator(name, annotation, (*parameter.metadata, marker))
         except TypeError as error:
             raise self._wrong(
                 fn, f"segment {wanted!r} can't be validated as it is declared: {error}"
             ) from error
-        return lambda scope: validate(scope.segments[name])
+        read = _Call(lambda segments: validate(segments[name]), [_SEGMENTS], {})
+        return self._add(_Step(read))
 
     def _dependency(
         self, fn: Any, parameter: Parameter, marker: Depends, path: tuple[Any, ...]
-    ) -> Source:
+    ) -> int:
         asked = parameter.annotation if marker.fn is None else marker.fn
         if not isinstance(asked, Hashable):
             raise self._wrong(
@@ -319,17 +323,19 @@ class _Compiler:
             cycle = " -> ".join(name_of(each) for each in (*path[path.index(wanted) :], wanted))
             raise self._wrong(fn, f"dependency cycle: {cycle}")
         if marker.use_cache and wanted in self._shared:
-            index = self._shared[wanted]
-        else:
-            step = self._step(wanted, path)
-            index = len(self.steps)
-            self.steps.append(step)
-            if marker.use_cache:
-                self._shared[wanted] = index
-        return lambda scope: scope.made[index]
+            return self._shared[wanted]
+        place = self._add(self._step(wanted, path))
+        if marker.use_cache:
+            self._shared[wanted] = place
+        return place
+
+    def _add(self, step: _Step) -> int:
+        """The place of what this step will make."""
+        self.steps.append(step)
+        return _SEGMENTS + len(self.steps)
 
     def _step(self, fn: Any, path: tuple[Any, ...]) -> _Step:
-        call = self.call(fn, path)
+        by_position, by_name = self.arguments(fn, path)
         made_by: Any = fn
         entered = ""
         if inspect.isasyncgenfunction(fn):
@@ -345,7 +351,7 @@ class _Compiler:
         awaited = inspect.iscoroutinefunction(fn) or (
             not isinstance(fn, type) and inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
         )
-        return _Step(_Call(made_by, call.by_position, call.by_name), name_of(fn), awaited, entered)
+        return _Step(_Call(made_by, by_position, by_name), name_of(fn), awaited, entered)
 
     def _wrong(self, fn: Any, problem: str) -> HandlerDefinitionError:
         within = "" if fn is self.handler else f", dependency {located(fn)}"
@@ -360,11 +366,3 @@ def _entering(kind: type) -> str:
 
 def _is_marker(value: Any) -> bool:
     return isinstance(value, Depends | TopicSegment)
-
-
-def _event(scope: Scope) -> Any:
-    return scope.event
-
-
-def _body(scope: Scope) -> Any:
-    return scope.event.body

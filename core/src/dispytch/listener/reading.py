@@ -1,7 +1,7 @@
 """Reading: bytes -> a validated body, straight from JSON where the format allows it."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictStr, TypeAdapter
 from pydantic import ValidationError as Invalid
@@ -18,7 +18,7 @@ __all__ = ["BodyReader", "Read", "TopicReader", "head_of"]
 Id = Annotated[StrictStr, Field(min_length=1)]
 
 
-class Read(NamedTuple):
+class Read(TypedDict):
     """An envelope, its body validated."""
 
     id: str
@@ -56,16 +56,17 @@ class BodyReader:
         if self._deserializer is not None:
             return self._read_slowly(self._deserializer, payload)
         try:
-            wire = self._validate_wire(payload)
+            read: Read = self._validate_wire(payload)
         except Invalid:
             return self._read_slowly(JSONDeserializer(), payload)
-        return self.finished(wire["id"], wire["body"], wire["timestamp"])
+        return self.finished(read)
 
-    def finished(self, event_id: str, body: Any, timestamp: int) -> Read:
+    def finished(self, read: Read) -> Read:
         """Give the body the envelope's id."""
         if self._sets_id:
-            body.__dict__["id"] = event_id  # also where it is frozen; past validate_assignment
-        return Read(event_id, self.kind, body, timestamp)
+            # Also where it is frozen; past validate_assignment.
+            read["body"].__dict__["id"] = read["id"]
+        return read
 
     def _read_slowly(self, deserializer: Deserializer, payload: bytes) -> Read:
         """Tell what is wrong; a body's own `id` is ignored like any field it does not know.
@@ -78,7 +79,9 @@ class BodyReader:
             fields = {name: value for name, value in fields.items() if name != "id"}
         body = to_json(fields, inf_nan_mode="constants")
         found = self._of(lambda: self._validate_body.validate_json(body), payload)
-        return self.finished(envelope.id, found, envelope.timestamp)
+        return self.finished(
+            {"id": envelope.id, "type": self.kind, "body": found, "timestamp": envelope.timestamp}
+        )
 
     def _of(self, validate: Callable[[], Any], payload: bytes) -> Any:
         try:
@@ -115,13 +118,11 @@ class TopicReader:
         """
         if self._deserializer is None:
             try:
-                wire = self._validate(payload)
+                read: Read = self._validate(payload)
             except Invalid:
                 kind = JSONDeserializer().deserialize(payload).type
             else:
-                return self._readers[wire["type"]].finished(
-                    wire["id"], wire["body"], wire["timestamp"]
-                )
+                return self._readers[read["type"]].finished(read)
         else:
             kind = self._deserializer.deserialize(payload).type
         reader = self._readers.get(kind)

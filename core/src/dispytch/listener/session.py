@@ -222,35 +222,35 @@ class Session:
         if isinstance(read, str):
             self._add_unmatched(delivery, address, f"no handler for the type {read!r}")
             return
-        targets = station.by_type[read.type]
-        reader = targets[0].handler.reader  # the body is of its class
-        missing: Sequence[str] = ()
-        if address.handlers:
-            targets, missing = self._addressed(delivery, address, targets)
-        fits = bool(targets) and targets[0].handler.reader is reader
-        if fits and len(targets) == 1 and not missing:
-            handler, segments = targets[0]
-            event = handler.event(read, delivery, delivery.attempt)
-            self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
-        else:
-            self._add_each(delivery, targets, missing, read if fits else None)
+        targets = station.by_type[read["type"]]
+        if address.handlers or len(targets) > 1:
+            self._add_each(delivery, address, targets, read)
+            return
+        handler, segments = targets[0]
+        event = handler.event(read, delivery, delivery.attempt)
+        self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
 
     def _add_each(
         self,
         delivery: Delivery,
-        targets: Sequence[Target],
-        missing: Sequence[str],
+        address: Address,
+        targets: tuple[Target, ...],
         read: Read | None,
     ) -> None:
-        """A run for each handler, with a body of its own; none: it is only acknowledged."""
+        """A run for each handler, with a body of its own; none: it is only acknowledged.
+
+        What was read fits the first of them; None: not even that one could read it.
+        """
+        reader = targets[0].handler.reader
+        targets, missing = self._addressed(delivery, address, targets)
         claim = Claim(delivery, (len(targets) + len(missing)) or 1)
         for handler, segments in targets:
             event = defect = None
             try:
-                if read is None:
-                    event = handler.again(delivery, delivery.attempt)
-                else:
+                if read is not None and handler.reader is reader:
                     event, read = handler.event(read, delivery, delivery.attempt), None
+                else:
+                    event = handler.again(delivery, delivery.attempt)
             except Exception as error:  # noqa: BLE001 - as in `_admit`
                 defect = unreadable(error, handler.name)
             self.dispatcher.add(Run(claim, handler, event, segments, defect))
@@ -269,7 +269,7 @@ class Session:
         kind = station.reader.kind_of(delivery.payload)
         targets = station.by_type.get(kind or "", ())
         if targets:
-            self._add_each(delivery, *self._addressed(delivery, address, targets), None)
+            self._add_each(delivery, address, targets, None)
         else:
             self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, unreadable(error)))
 
