@@ -55,6 +55,8 @@ class Delivery:
             whatever happens (a lost connection, a partition of another member). What the listener
             has not begun it then leaves alone.
         running: kept by the listener: how many handlers work on it at this moment.
+        left: kept by the listener: how many handlers have not finished; the last one settles it.
+        later: kept by the listener: which handlers want it again, and after how many seconds.
     """
 
     topic: str
@@ -65,6 +67,8 @@ class Delivery:
     via: tuple[str, ...] | None = None
     lost: bool = field(default=False, init=False)
     running: int = field(default=0, init=False)
+    left: int = field(default=1, init=False)
+    later: tuple[tuple[str, float], ...] = field(default=(), init=False)
 
     @abstractmethod
     async def ack(self) -> None:

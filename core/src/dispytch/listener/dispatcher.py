@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, cast
 
+from dispytch.consumer import Delivery
 from dispytch.errors import DecodeError
 from dispytch.listener.failure import DeadLetters, Defect, addressed, described, unreadable
 from dispytch.listener.outcome import DeadLetter, Drop, Outcome, RetryLater
 from dispytch.listener.reading import head_of
-from dispytch.listener.work import Claim, Counts, Limits, Run, Timers
+from dispytch.listener.work import Counts, Limits, Run, Timers
 
 __all__ = ["Dispatcher"]
 
@@ -93,15 +94,17 @@ class Dispatcher:
         if run.lane is not None and not run.handler.lanes.enter(run.lane, run):
             self.waiting += 1
             return
-        self._enqueue(run)
+        self._ready.append(run)
+        if not self._coming:  # the one that comes will see it too
+            self._wake()
 
-    def add_done(self, claim: Claim) -> None:
+    def add_done(self, delivery: Delivery) -> None:
         """Only settle it."""
-        self._enqueue(Run(claim, None, None, {}))
+        self._enqueue(Run(delivery, None, None, {}))
 
     def _enqueue(self, run: Run) -> None:
         self._ready.append(run)
-        if not self._coming:  # the one that comes will see it too
+        if not self._coming:
             self._wake()
 
     def _has_space(self) -> bool:
@@ -159,7 +162,7 @@ class Dispatcher:
             run = ready.popleft()
             if self._space is not None and len(ready) <= self._low:
                 self._tell_space()
-            delivery = run.claim.delivery
+            delivery = run.delivery
             if delivery.lost:  # it comes again, perhaps to another process
                 self._leave_lane(run)
                 continue
@@ -169,7 +172,7 @@ class Dispatcher:
                 if run.defect is not None:
                     await self._bury(run)
                 elif run.handler is None:  # there is nothing to run
-                    await self._finish(run.claim)
+                    await self._finish(run.delivery)
                 else:
                     result = await run.handler.invoke(run.event, run.segments)
                     if task.cancelling():  # whatever the handler made of that
@@ -179,7 +182,7 @@ class Dispatcher:
                     else:
                         self.counts.handled += 1
                         self._leave_lane(run)
-                        await self._finish(run.claim)
+                        await self._finish(run.delivery)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
                 if task.cancelling():
                     self._cancelled(run)
@@ -223,7 +226,7 @@ class Dispatcher:
                 else:
                     self.counts.handled += 1
                 self._leave_lane(run)
-        await self._finish(run.claim)
+        await self._finish(run.delivery)
 
     def _leave_lane(self, run: Run) -> None:
         """Let the next one of the lane go."""
@@ -267,7 +270,7 @@ class Dispatcher:
 
     async def _bury(self, run: Run) -> None:
         """Dead-letter it; where that fails, it is kept and the dead-letter topic tried again."""
-        delivery = run.claim.delivery
+        delivery = run.delivery
         event_id, kind = (
             head_of(delivery.payload) if run.event is None else (run.event.id, run.event.type)
         )
@@ -286,7 +289,7 @@ class Dispatcher:
             self.problem = None
         self.counts.dead_lettered += 1
         self._leave_lane(run)
-        await self._finish(run.claim)
+        await self._finish(run.delivery)
 
     # Waiting
 
@@ -309,7 +312,7 @@ class Dispatcher:
         if run.defect is None:
             run.attempt += 1
             try:
-                run.event = run.handler.again(run.claim.delivery, run.attempt)
+                run.event = run.handler.again(run.delivery, run.attempt)
             except Exception as error:  # noqa: BLE001 - a validator of the user's may raise anything
                 run.defect = unreadable(error, _name(run), run.attempt)
         self._enqueue(run)
@@ -318,25 +321,24 @@ class Dispatcher:
         """The handler wants it later, out of order: the broker waits, or we do."""
         self._leave_lane(run)
         if self._broker_delays:
-            run.claim.later.append((_name(run), delay))
+            run.delivery.later += ((_name(run), delay),)
             return
         run.failures = 0
-        run.claim.left += 1  # the `_finish` that follows does not finish this one
+        run.delivery.left += 1  # the `_finish` that follows does not finish this one
         self._park(run, delay, self._attempt_again)
 
     # Settling
 
-    async def _finish(self, claim: Claim) -> None:
+    async def _finish(self, delivery: Delivery) -> None:
         """One of its runs is finished; settle the delivery with the last one."""
-        claim.left -= 1
-        if claim.left > 0:
+        delivery.left -= 1
+        if delivery.left > 0:
             return
-        delivery = claim.delivery
         try:
-            if claim.later:
-                names = [name for name, _ in claim.later]
+            if delivery.later:
+                names = [name for name, _ in delivery.later]
                 delivery.headers = addressed(delivery.headers, self._group, names)
-                await delivery.nack(max(delay for _, delay in claim.later))
+                await delivery.nack(max(delay for _, delay in delivery.later))
             else:
                 await delivery.ack()
         except Exception as error:  # noqa: BLE001 - not the handler's failure, and not its to retry

@@ -3,16 +3,17 @@
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from dispytch.consumer import Delivery
 from dispytch.envelope import Deserializer
 from dispytch.errors import HandlerDefinitionError
 from dispytch.listener.failure import Retry
-from dispytch.listener.injection import Offload, Plan
 from dispytch.listener.lanes import Lanes
+from dispytch.listener.plan import Invoke, Offload, Plan
 from dispytch.listener.reading import BodyReader, Read
 from dispytch.listener.received import (
     Event,
@@ -126,17 +127,16 @@ def pattern_of(placed: Placed, delimiter: str) -> TopicPattern:
 
 def _invocation(
     plan: Plan, middleware: Sequence[ListenerMiddleware], name: str, around: Surroundings
-) -> Callable[[Event[Any], Segments], Awaitable[Any]]:
+) -> Invoke:
     fn: Any = plan.fn
     is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
         getattr(fn, "__call__", None)  # noqa: B004 - an object whose call is a coroutine function
     )
-    if not middleware and is_async and plan.takes_event_alone:
-        return lambda event, _: fn(event)
     offload = None if is_async else _offload(around.executor)
+    invoke = (plan.written_out() if is_async else None) or partial(plan.run, offload=offload)
     if not middleware:
-        return lambda event, segments: plan.run(event, segments, offload)
-    call = chain(middleware, lambda ctx: plan.run(ctx.event, ctx.segments, offload))
+        return invoke
+    call = chain(middleware, lambda ctx: invoke(ctx.event, ctx.segments))
     return lambda event, segments: call(HandleContext(event, name, dict(segments), around.group))
 
 

@@ -1,28 +1,20 @@
-"""Injection: Depends, and the plan that fills a handler's parameters.
-
-A plan is made when a handler is registered: which dependencies to make in which order, and where
-each argument comes from. Per event it only runs.
-"""
+"""Injection: Depends, and how a function's signature becomes the plan that fills it."""
 
 import inspect
-import logging
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from operator import itemgetter
-from types import CoroutineType
-from typing import Any, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
 from dispytch.errors import HandlerDefinitionError
+from dispytch.listener.plan import BODY, EVENT, SEGMENTS, Call, Plan, Step
 from dispytch.listener.received import Event
 from dispytch.listener.segment import TopicSegment, segment_validator
 from dispytch.listener.signature import Parameter, located, name_of, parameters_of
 
-__all__ = ["Depends", "Offload", "Plan"]
-
-logger = logging.getLogger("dispytch")
+__all__ = ["Depends", "plan_for"]
 
 _KEYWORD, _POSITION = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_ONLY
 
@@ -45,49 +37,13 @@ class Depends:
         self.use_cache = use_cache
 
 
-Offload: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
-Pick: TypeAlias = Callable[[list[Any]], Sequence[Any]]
-
-_EVENT, _BODY, _SEGMENTS = 0, 1, 2
-"""The places of what an attempt begins with among its values; each step adds one to them."""
-
-
-class _Call:
-    """A callable, and the places its arguments are at."""
-
-    __slots__ = ("_by_name", "_by_position", "_fn", "_names")
-
-    def __init__(
-        self, fn: Callable[..., Any], by_position: Sequence[int], by_name: Mapping[str, int]
-    ) -> None:
-        self._fn, self._by_position = fn, _pick(by_position)
-        self._names, self._by_name = tuple(by_name), _pick(tuple(by_name.values()))
-
-    def __call__(self, values: list[Any]) -> Any:
-        if self._names:
-            named = zip(self._names, self._by_name(values), strict=True)
-            return self._fn(*self._by_position(values), **dict(named))
-        return self._fn(*self._by_position(values))
-
-
-def _pick(places: Sequence[int]) -> Pick:
-    """What picks the values at these places; without a loop, as it runs for each event."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A value to make: how, and what to do with what the call returns."""
-
-    call: _Call
-    name: str = ""
-    awaited: bool = False
-    entered: str = ""  # "", "sync" or "async"
-
-
-class Plan:
+def plan_for(
+    fn: Callable[..., Any],
+    body: type[BaseModel] | None,
+    segments: Sequence[str] | None,
+    local_names: Mapping[str, Any],
+    overrides: Mapping[Any, Callable[..., Any]],
+) -> Plan:
     """How to call a function: compiled from its signature.
 
     Args:
@@ -97,98 +53,12 @@ class Plan:
         local_names: names that annotations may use besides those of their module.
         overrides: what replaces which dependency.
 
-    Attributes:
-        body: the class of the body; None where nobody asks for it.
-
     Raises:
         HandlerDefinitionError: a parameter that can't be filled, a cycle, an unknown segment.
     """
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        body: type[BaseModel] | None,
-        segments: Sequence[str] | None,
-        local_names: Mapping[str, Any],
-        overrides: Mapping[Any, Callable[..., Any]],
-    ) -> None:
-        compiler = _Compiler(fn, body, segments, local_names, overrides)
-        by_position, by_name = compiler.arguments(fn, ())
-        self._call = _Call(fn, by_position, by_name)
-        self._steps = tuple(compiler.steps)
-        self.body = compiler.body
-        self.fn = fn
-        self.takes_event_alone = by_position == [_EVENT] and not by_name and not self._steps
-
-    async def run(
-        self, event: Event[Any], segments: Mapping[str, str], offload: Offload | None
-    ) -> Any:
-        """Make the dependencies, call, and close them in reverse order, whatever happens.
-
-        Args:
-            event: the event.
-            segments: the topic's segments by name.
-            offload: runs the function elsewhere, where it is a sync one.
-
-        Raises:
-            BaseException: what the function, or a dependency while it was made or closed, raised.
-        """
-        values = [event, event.body, segments]
-        opened: list[tuple[_Step, Any]] = []
-        error: BaseException | None = None
-        result = None
-        try:
-            for step in self._steps:
-                made = step.call(values)
-                if step.awaited or isinstance(made, CoroutineType):
-                    made = await made
-                if step.entered:
-                    manager = made
-                    is_async = step.entered == "async"
-                    made = await manager.__aenter__() if is_async else manager.__enter__()
-                    opened.append((step, manager))
-                values.append(made)
-            if offload is None:
-                result = await self._call(values)
-            else:
-                result = await offload(lambda: self._call(values))
-                if inspect.isawaitable(result):  # a coroutine function in a plain wrapper
-                    result = await result
-        except BaseException as raised:  # noqa: BLE001 - raised again below, after the closing
-            error = raised
-        for step, manager in reversed(opened):
-            error = await _close(step, manager, error)
-        if error is not None:
-            raise error
-        return result
-
-
-async def _close(step: _Step, manager: Any, error: BaseException | None) -> BaseException | None:
-    """Close one dependency; the error that counts from now on. It can't be swallowed."""
-    told = (type(error), error, error.__traceback__) if error is not None else (None, None, None)
-    try:
-        if step.entered == "async":
-            await manager.__aexit__(*told)
-        else:
-            manager.__exit__(*told)
-    except BaseException as raised:  # noqa: BLE001 - handed back
-        if raised is error:
-            return error
-        if isinstance(raised, RuntimeError) and str(raised).startswith("generator didn't stop"):
-            raised = _twice(step, raised)
-        if error is None or not isinstance(raised, Exception):
-            return raised
-        logger.error("dependency %s failed to close: %r", step.name, raised)  # noqa: TRY400
-    return error
-
-
-def _twice(step: _Step, cause: RuntimeError) -> RuntimeError:
-    error = RuntimeError(
-        f"dependency {step.name} yielded a second time; a generator dependency yields once, and "
-        "closes after that"
-    )
-    error.__cause__ = cause
-    return error
+    compiler = _Compiler(fn, body, segments, local_names, overrides)
+    call = compiler.call(fn, fn, ())
+    return Plan(fn, compiler.body, tuple(compiler.steps), call)
 
 
 class _Compiler:
@@ -202,13 +72,11 @@ class _Compiler:
     ) -> None:
         self.handler, self.body, self.given_body = handler, body, body
         self.segments, self.local_names, self.overrides = segments, local_names, overrides
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self._shared: dict[Any, int] = {}
 
-    def arguments(
-        self, fn: Callable[..., Any], path: tuple[Any, ...]
-    ) -> tuple[list[int], dict[str, int]]:
-        """The places of its arguments, by position and by name."""
+    def call(self, fn: Any, called: Callable[..., Any], path: tuple[Any, ...]) -> Call:
+        """How `called` is called, with what `fn` asks for."""
         by_position: list[int] = []
         by_name: dict[str, int] = {}
         gap = False
@@ -228,7 +96,7 @@ class _Compiler:
                 )
             else:
                 by_position.append(place)
-        return by_position, by_name
+        return Call(called, tuple(by_position), by_name)
 
     def _place(self, fn: Any, parameter: Parameter, path: tuple[Any, ...]) -> int | None:
         annotation = parameter.annotation
@@ -240,10 +108,10 @@ class _Compiler:
             return self._dependency(fn, parameter, marker, path)
         if annotation is Event or get_origin(annotation) is Event:
             self._accept(fn, parameter, get_args(annotation), is_handler=len(path) == 1)
-            return _EVENT
+            return EVENT
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             self._accept(fn, parameter, (annotation,), is_handler=len(path) == 1)
-            return _BODY
+            return BODY
         if parameter.has_default:
             return None
         given = "has no annotation" if annotation is inspect.Parameter.empty else "can't be filled"
@@ -296,15 +164,15 @@ class _Compiler:
             str if parameter.annotation is inspect.Parameter.empty else parameter.annotation
         )
         if annotation is str and not marker.constraints and not parameter.metadata:
-            return self._add(_Step(_Call(itemgetter(name), [_SEGMENTS], {})))
+            return self._add(Step(Call(itemgetter(name), (SEGMENTS,), {})))
         try:
             validate = segment_validator(name, annotation, (*parameter.metadata, marker))
         except TypeError as error:
             raise self._wrong(
                 fn, f"segment {wanted!r} can't be validated as it is declared: {error}"
             ) from error
-        read = _Call(lambda segments: validate(segments[name]), [_SEGMENTS], {})
-        return self._add(_Step(read))
+        read = Call(lambda segments: validate(segments[name]), (SEGMENTS,), {})
+        return self._add(Step(read))
 
     def _dependency(
         self, fn: Any, parameter: Parameter, marker: Depends, path: tuple[Any, ...]
@@ -329,13 +197,12 @@ class _Compiler:
             self._shared[wanted] = place
         return place
 
-    def _add(self, step: _Step) -> int:
+    def _add(self, step: Step) -> int:
         """The place of what this step will make."""
         self.steps.append(step)
-        return _SEGMENTS + len(self.steps)
+        return SEGMENTS + len(self.steps)
 
-    def _step(self, fn: Any, path: tuple[Any, ...]) -> _Step:
-        by_position, by_name = self.arguments(fn, path)
+    def _step(self, fn: Any, path: tuple[Any, ...]) -> Step:
         made_by: Any = fn
         entered = ""
         if inspect.isasyncgenfunction(fn):
@@ -351,7 +218,7 @@ class _Compiler:
         awaited = inspect.iscoroutinefunction(fn) or (
             not isinstance(fn, type) and inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
         )
-        return _Step(_Call(made_by, by_position, by_name), name_of(fn), awaited, entered)
+        return Step(self.call(fn, made_by, path), name_of(fn), awaited, entered)
 
     def _wrong(self, fn: Any, problem: str) -> HandlerDefinitionError:
         within = "" if fn is self.handler else f", dependency {located(fn)}"

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from dispytch.errors import ConfigError, EventDefinitionError, HandlerDefinitionError
 from dispytch.event import EventBase, definition_of
 from dispytch.listener.failure import Retry
-from dispytch.listener.injection import Plan
+from dispytch.listener.injection import plan_for
+from dispytch.listener.plan import Plan
 from dispytch.listener.received import ListenerMiddleware, middleware_problem
 from dispytch.listener.signature import located, name_of
 from dispytch.template import PlaceholderError, literals_and_fields
@@ -70,7 +71,7 @@ class Declared:
         Raises:
             HandlerDefinitionError: a parameter can't be filled.
         """
-        return Plan(self.fn, self.body, segments, self.local_names, overrides)
+        return plan_for(self.fn, self.body, segments, self.local_names, overrides)
 
 
 class Placed(NamedTuple):

@@ -15,7 +15,7 @@ from dispytch.listener.health import Health
 from dispytch.listener.options import Options
 from dispytch.listener.reading import Read
 from dispytch.listener.routing import Routes, Station, Target
-from dispytch.listener.work import Claim, Run
+from dispytch.listener.work import Run
 
 __all__ = ["Session"]
 
@@ -208,7 +208,7 @@ class Session:
         """Read a delivery, and add a run for each of its handlers."""
         address = address_of(delivery.headers)
         if address.group is not None and address.group != (self._options.group or ""):
-            self.dispatcher.add_done(Claim(delivery, 1))
+            self.dispatcher.add_done(delivery)
             return
         station = self._routes.to(delivery.topic, delivery.via)
         if station is None:
@@ -228,7 +228,7 @@ class Session:
             return
         handler, segments = targets[0]
         event = handler.event(read, delivery, delivery.attempt)
-        self.dispatcher.add(Run(Claim(delivery, 1), handler, event, segments))
+        self.dispatcher.add(Run(delivery, handler, event, segments))
 
     def _add_each(
         self,
@@ -243,7 +243,7 @@ class Session:
         """
         reader = targets[0].handler.reader
         targets, missing = self._addressed(delivery, address, targets)
-        claim = Claim(delivery, (len(targets) + len(missing)) or 1)
+        delivery.left = (len(targets) + len(missing)) or 1
         for handler, segments in targets:
             event = defect = None
             try:
@@ -253,14 +253,14 @@ class Session:
                     event = handler.again(delivery, delivery.attempt)
             except Exception as error:  # noqa: BLE001 - as in `_admit`
                 defect = unreadable(error, handler.name)
-            self.dispatcher.add(Run(claim, handler, event, segments, defect))
+            self.dispatcher.add(Run(delivery, handler, event, segments, defect))
         for name in missing:
             defect = Defect(
                 f"addressed to the handler {name}, which does not handle it", handler=name
             )
-            self.dispatcher.add(Run(claim, None, None, {}, defect))
+            self.dispatcher.add(Run(delivery, None, None, {}, defect))
         if not targets and not missing:
-            self.dispatcher.add_done(claim)
+            self.dispatcher.add_done(delivery)
 
     def _add_unreadable(
         self, delivery: Delivery, station: Station, address: Address, error: Exception
@@ -271,17 +271,16 @@ class Session:
         if targets:
             self._add_each(delivery, address, targets, None)
         else:
-            self.dispatcher.add(Run(Claim(delivery, 1), None, None, {}, unreadable(error)))
+            self.dispatcher.add(Run(delivery, None, None, {}, unreadable(error)))
 
     def _add_unmatched(self, delivery: Delivery, address: Address, reason: str) -> None:
         self.dispatcher.counts.unmatched += 1
-        claim = Claim(delivery, 1)
         is_ours = bool(address.handlers) and delivery.via is None  # and must not vanish
         if self._options.unmatched == "ack" and not is_ours:
             logger.debug("%s: %s, acknowledged", delivery.topic, reason)
-            self.dispatcher.add_done(claim)
+            self.dispatcher.add_done(delivery)
         else:
-            self.dispatcher.add(Run(claim, None, None, {}, Defect(reason)))
+            self.dispatcher.add(Run(delivery, None, None, {}, Defect(reason)))
 
     def _addressed(
         self, delivery: Delivery, address: Address, targets: tuple[Target, ...]

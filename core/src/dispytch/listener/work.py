@@ -1,4 +1,4 @@
-"""What the dispatcher works on: runs and the claims they share, its limits and counts."""
+"""What the dispatcher works on: its runs, limits and counts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from dispytch.consumer import Delivery
 from dispytch.listener.received import Event
 
-__all__ = ["Claim", "Counts", "Limits", "Run", "Timers"]
+__all__ = ["Counts", "Limits", "Run", "Timers"]
 
 
 class Timers(Protocol):
@@ -63,16 +63,6 @@ class Counts:
     unsettled: int = 0
 
 
-class Claim:
-    """A delivery that runs work on; the last one to finish settles it."""
-
-    __slots__ = ("delivery", "later", "left")
-
-    def __init__(self, delivery: Delivery, left: int) -> None:
-        self.delivery, self.left = delivery, left
-        self.later: list[tuple[str, float]] = []  # handlers that want it again, and after how long
-
-
 class Run:
     """One handler and one event, until it is finished.
 
@@ -82,19 +72,20 @@ class Run:
     """
 
     __slots__ = (
-        "attempt", "burials", "claim", "defect", "event", "failures", "handler", "lane", "segments"
+        "attempt", "burials", "defect", "delivery", "event", "failures", "handler", "lane",
+        "segments",
     )  # fmt: skip
 
     def __init__(
         self,
-        claim: Claim,
+        delivery: Delivery,
         handler: Any,
         event: Event[Any] | None,
         segments: Mapping[str, str],
         defect: Any = None,
     ) -> None:
-        self.claim, self.handler, self.event, self.segments = claim, handler, event, segments
-        self.defect = defect
-        self.lane = None if handler is None else handler.lane(claim.delivery)
-        self.attempt = claim.delivery.attempt
+        self.delivery, self.handler, self.defect = delivery, handler, defect
+        self.event, self.segments = event, segments
+        self.lane = None if handler is None else handler.lane(delivery)
+        self.attempt = delivery.attempt
         self.failures = self.burials = 0
