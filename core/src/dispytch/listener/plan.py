@@ -79,7 +79,7 @@ class Plan:
         """
         if any(step.entered for step in self._steps):
             return None
-        lines, names = ["async def invoke(v0, v2):", "v1 = v0.body"], {"f": self.fn}
+        lines, names = ["async def invoke(v0, v2):", "v1 = v0.body"], dict[str, Any]()
         for place, step in enumerate(self._steps, SEGMENTS + 1):
             names[f"f{place}"] = step.call.fn
             made = step.call.written_out(f"f{place}")
@@ -89,7 +89,7 @@ class Plan:
         lines.append(f"return await {self._call.written_out('f')}")
         if not self._steps:  # then it needs no coroutine of its own
             lines[0], lines[-1] = "def invoke(v0, v2):", f"return {self._call.written_out('f')}"
-        names["Coroutine"] = CoroutineType
+        names |= {"f": self.fn, "Coroutine": CoroutineType, "__name__": __name__}
         exec("\n ".join(lines), names)  # noqa: S102 - names and numbers of ours alone
         invoke: Invoke = names["invoke"]
         return invoke
