@@ -315,8 +315,9 @@ def test_ids_are_unique_uuids_of_version_7_and_ordered_by_time() -> None:
 def test_ids_differ_after_a_fork_and_despite_a_seeded_random_module() -> None:
     """Neither fork nor random.seed makes two processes mint the same ids."""
     code = (
-        "import random, os, time; random.seed(1); from dispytch.event import new_id\n"
+        "import random, os, time; random.seed(1)\n"
         "time.time_ns = lambda: 10**18  # all in one millisecond\n"
+        "from dispytch.event import new_id\n"
         "new_id()\n"
         "pid = os.fork()\n"
         "tail = [new_id()[19:] for _ in range(3)]\n"

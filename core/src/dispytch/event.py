@@ -3,8 +3,9 @@
 import logging
 import os
 import random
-import time
+from collections.abc import Callable
 from itertools import count
+from time import time_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
@@ -22,36 +23,36 @@ logger = logging.getLogger("dispytch")
 _CONFIG = "__backend_config__"
 _PLAIN = (dict, list, str, bytes, int, float)  # what data from outside can be
 _random = random.Random()  # noqa: S311 - unique, not secret; not the shared one a user may seed
-_ids: tuple[int, str, "count[int]"] = (-1, "", count())  # of one millisecond: what it is, ...
+# The ids of one millisecond: from when to when in nanoseconds, how they begin, how they go on.
+_ids: tuple[int, int, str, Callable[[], int]] = (0, 0, "", count().__next__)
 
 
 def new_id() -> str:
     """A new event id: RFC 9562 version 7, ordered by time to the millisecond.
 
-    The ids of one millisecond share 26 random bits and count on from 47 others, all drawn anew for
+    The ids of one millisecond share 26 random bits and count on from 46 others, all drawn anew for
     each millisecond from a generator of this process alone, reseeded from the system after a fork.
     """
-    milliseconds, prefix, numbers = _ids
-    now = time.time_ns() // 1_000_000
-    if now != milliseconds:
-        prefix, numbers = _begin_ids(now)
-    return f"{prefix}{next(numbers):012x}"
+    begin, end, prefix, number = _ids
+    if not begin <= (now := time_ns()) < end:
+        prefix, number = _begin_ids(now // 1_000_000)
+    return f"{prefix}{number():x}"
 
 
-def _begin_ids(milliseconds: int) -> tuple[str, "count[int]"]:
+def _begin_ids(milliseconds: int) -> tuple[str, Callable[[], int]]:
     global _ids  # noqa: PLW0603 - replaced as a whole: threads see one state or the other
-    bits = _random.getrandbits(73)
-    shown, variant = f"{milliseconds:012x}", 0x8000 | bits >> 47 & 0x3FFF
-    prefix = f"{shown[:8]}-{shown[8:]}-7{bits >> 61:03x}-{variant:04x}-"
-    numbers = count(bits & 0x7FFF_FFFF_FFFF)
-    _ids = milliseconds, prefix, numbers
-    return prefix, numbers
+    bits = _random.getrandbits(72)
+    shown, variant = f"{milliseconds:012x}", 0x8000 | bits >> 46 & 0x3FFF
+    prefix = f"{shown[:8]}-{shown[8:]}-7{bits >> 60:03x}-{variant:04x}-"
+    number = count(0x8000_0000_0000 | bits & 0x3FFF_FFFF_FFFF).__next__  # 12 digits always
+    _ids = milliseconds * 1_000_000, (milliseconds + 1) * 1_000_000, prefix, number
+    return prefix, number
 
 
 def _forked() -> None:
     """The parent goes on with the ids begun."""
     global _ids  # noqa: PLW0603
-    _ids = (-1, "", count())
+    _ids = (0, 0, "", count().__next__)
     _random.seed()
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dispytch import Delivery
@@ -12,7 +12,7 @@ from dispytch_kafka.offsets import Offsets
 __all__ = ["Inbox", "KafkaDelivery", "Partition"]
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class KafkaDelivery(Delivery):
     """A record, and the assignment of its partition that it came under.
 
@@ -21,8 +21,8 @@ class KafkaDelivery(Delivery):
         offset: the record's offset.
     """
 
-    partition: "Partition"
-    offset: int
+    partition: "Partition" = field(kw_only=True)
+    offset: int = field(kw_only=True)
 
     async def ack(self) -> None:
         """Count it as done; the broker is told soon, of many at once. Never raises."""
@@ -62,10 +62,10 @@ class Partition:
         for record in records:
             key, headers = record.key, record.headers
             delivery = KafkaDelivery(
-                topic=record.topic,
-                payload=record.value or b"",
-                key=None if key is None else key.decode(errors="surrogateescape"),
-                headers=tuple((name, value or b"") for name, value in headers) if headers else (),
+                record.topic,
+                record.value or b"",
+                None if key is None else key.decode(errors="surrogateescape"),
+                tuple((name, value or b"") for name, value in headers) if headers else (),
                 partition=self,
                 offset=record.offset,
             )
