@@ -11,7 +11,7 @@ from dispytch.consumer import Headers, Subscription
 __all__ = ["Group", "Item", "Member", "MemoryBroker", "MemoryMessage", "Timers"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MemoryMessage:
     """What was emitted, as a broker would have it.
 
