@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeAlias, Unpack
 
 from dispytch import plugins
 from dispytch.consumer import Consumer
@@ -23,6 +23,9 @@ from dispytch.listener.work import Counts, Timers
 from dispytch.url import connect
 
 __all__ = ["EventListener", "Override"]
+
+_Route: TypeAlias = tuple[str, str, str]
+"""A handler's name, its whole topic, and the type it handles."""
 
 
 class EventListener(Router):
@@ -67,6 +70,7 @@ class EventListener(Router):
         super().__init__(middleware=self.options.middleware, retry=self.options.retry)
         self.consumer = consumer
         self.overrides: dict[Any, Callable[..., Any]] = {}
+        self._taken: dict[_Route, Declared] = {}  # by its handlers and those of included routers
         self._session: Session | None = None
         self.counts = Counts()
         self.timers: Timers | None = None
@@ -124,12 +128,14 @@ class EventListener(Router):
         self._refuse_late("include_router")
         super().include_router(router)
         try:
+            taken = dict(self._taken)
             for placed in router.placed():
                 self._check(placed)
-            self._check_twice()
+                self._take(placed, taken)
         except HandlerDefinitionError:
             self.routers.pop()
             raise
+        self._taken = taken
 
     def _refuse_late(self, what: str) -> None:
         if self._session is not None:
@@ -140,27 +146,22 @@ class EventListener(Router):
             raise HandlerDefinitionError(
                 f"handler {located(declared.fn)}: the listener is started; declare it before"
             )
+        placed = Placed(declared, (), (), None)
+        self._check(placed)
+        self._take(placed, self._taken)
         super()._declare(declared)
-        try:
-            self._check(Placed(declared, (), (), None))
-            self._check_twice()
-        except HandlerDefinitionError:
-            self.declared.pop()
-            raise
 
     def _check(self, placed: Placed) -> None:
         placed.declared.plan(pattern_of(placed, self.consumer.topic_delimiter).names, {})
 
-    def _check_twice(self) -> None:
+    def _take(self, placed: Placed, taken: dict[_Route, Declared]) -> None:
         """Refuse a function that stands on one route twice: each event would run it twice."""
-        seen: dict[tuple[str, str, str], Declared] = {}
-        for placed in self.placed():
-            declared = placed.declared
-            topic = declared.topic_under(placed.prefixes, self.consumer.topic_delimiter)
-            route = (name_of(declared.fn), topic, declared.kind)
-            if route in seen:
-                raise already(declared, seen[route], topic)
-            seen[route] = declared
+        declared = placed.declared
+        topic = declared.topic_under(placed.prefixes, self.consumer.topic_delimiter)
+        route = name_of(declared.fn), topic, declared.kind
+        if route in taken:
+            raise already(declared, taken[route], topic)
+        taken[route] = declared
 
     def rebound(self, consumer: Consumer, **options: Unpack[ListenerOptions]) -> "EventListener":
         """A listener with the same handlers and overrides on another consumer; for tests.
@@ -173,6 +174,7 @@ class EventListener(Router):
         twin = EventListener(consumer, **(ours | options))
         twin.middleware = self.middleware
         twin.declared, twin.routers = self.declared, self.routers
+        twin._routes, twin._taken = self._routes, self._taken
         twin.overrides = self.overrides
         return twin
 
@@ -217,7 +219,9 @@ class EventListener(Router):
             raise
 
     def _handlers(self, executor: Executor) -> list[Handler]:
-        self._check_twice()
+        taken: dict[_Route, Declared] = {}
+        for placed in self.placed():  # what routers got since they were included, too
+            self._take(placed, taken)
         options = self.options
         around = Surroundings(
             options.group,

@@ -43,7 +43,7 @@ class BodyReader:
         self.wire: Any = _wire(kind, dict[str, Any] if body is None else body)
         self._deserializer = deserializer
         self._sets_id = body is not None and issubclass(body, EventBase)
-        self._validate_wire = TypeAdapter[Any](self.wire).validator.validate_json
+        self.validate_wire = TypeAdapter[Any](self.wire).validator.validate_json
         bodies: Any = dict[str, Any] if body is None else body
         self._validate_body = TypeAdapter[Any](bodies).validator
 
@@ -56,7 +56,7 @@ class BodyReader:
         if self._deserializer is not None:
             return self._read_slowly(self._deserializer, payload)
         try:
-            read: Read = self._validate_wire(payload)
+            read: Read = self.validate_wire(payload)
         except Invalid:
             return self._read_slowly(JSONDeserializer(), payload)
         return self.finished(read)
@@ -103,12 +103,15 @@ class TopicReader:
 
     def __init__(self, readers: dict[str, BodyReader], deserializer: Deserializer | None) -> None:
         self._readers, self._deserializer = readers, deserializer
-        wires = tuple(reader.wire for reader in readers.values())
-        union: Any = wires[0]
-        for wire in wires[1:]:
-            union |= wire
-        whole: Any = Annotated[union, Discriminator("type")] if len(wires) > 1 else union
-        self._validate = TypeAdapter[Any](whole).validator.validate_json
+        first, *others = readers.values()
+        union: Any = first.wire
+        for reader in others:
+            union |= reader.wire
+        self._validate = (
+            TypeAdapter[Any](Annotated[union, Discriminator("type")]).validator.validate_json
+            if others
+            else first.validate_wire
+        )
 
     def read(self, payload: bytes) -> Read | str:
         """The event in these bytes, or the type of one that nobody reads.

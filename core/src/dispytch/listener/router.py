@@ -120,6 +120,7 @@ class Router:
         self.middleware = tuple(middleware)
         self.retry = retry
         self.declared: list[Declared] = []
+        self._routes: dict[tuple[str, str | None, str], Declared] = {}  # its own, by name
         self.routers: list[Router] = []
 
     def include_router(self, router: "Router") -> None:
@@ -221,12 +222,12 @@ class Router:
         return declare
 
     def _declare(self, declared: Declared) -> None:
-        for other in self.declared:
-            same = (other.topic, other.kind) == (declared.topic, declared.kind)
-            if same and name_of(other.fn) == name_of(declared.fn):
-                raise already(declared, other, declared.topic)
+        route = name_of(declared.fn), declared.topic, declared.kind
+        if route in self._routes:
+            raise already(declared, self._routes[route], declared.topic)
         declared.plan(self._segments(declared), {})
         self.declared.append(declared)
+        self._routes[route] = declared
 
     def _segments(self, declared: Declared) -> Sequence[str] | None:
         """The names in the topic; None: a router around this one may add some."""
