@@ -6,10 +6,12 @@ The only module that reaches behind aiokafka's public surface, and only where th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     IllegalOperation,
@@ -19,6 +21,7 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     UnknownError,
     kafka_errors,
 )
+from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
 
 from dispytch import EmitRejected
 from dispytch_kafka.connection import KafkaConnection
@@ -35,13 +38,15 @@ __all__ = [
     "connections_of",
     "hand_over",
     "is_started",
+    "known_partition",
     "not_handed_over",
     "open_client",
     "opened",
     "partition_for",
     "partitions_of",
     "ping",
-    "queue_record",
+    "queue_own",
+    "queue_users",
     "start_client",
 ]
 
@@ -104,13 +109,28 @@ class _NoCredentials(logging.Filter):
 logging.getLogger("aiokafka.conn").addFilter(_NoCredentials())
 
 
+def choose_partition(key: bytes | None, partitions: list[int], available: list[int]) -> int:
+    """The partition for a key, as Java's default partitioner has it; without one, any."""
+    if key is None:
+        return random.choice(available or partitions)  # noqa: S311
+    return partitions[_hash(key) % len(partitions)]
+
+
+@lru_cache(maxsize=10_000)
+def _hash(key: bytes) -> int:
+    """In pure Python: it costs as much as all else that sending a record takes."""
+    return int(murmur2(key) & 0x7FFFFFFF)
+
+
 async def open_client(connection: KafkaConnection) -> Any:
     """A started `AIOKafkaProducer`, or nothing left behind.
 
     Raises:
         ConnectError: no broker can be reached, or they refuse us.
     """
-    return await opened(AIOKafkaProducer, connection.producer_settings())
+    return await opened(
+        AIOKafkaProducer, connection.producer_settings() | {"partitioner": choose_partition}
+    )
 
 
 async def opened(kind: Callable[..., Any], settings: dict[str, Any]) -> Any:
@@ -291,26 +311,36 @@ async def _updated(client: Any) -> bool:
     raise ProducerClosed
 
 
+def known_partition(client: Any, record: Record) -> int | None:
+    """The partition a record goes to: its own, or by the client's partitioner; None: not known."""
+    cluster = client.client.cluster
+    partitions: set[int] | None = cluster.partitions_for_topic(record.topic)
+    if not partitions:
+        return None
+    if record.partition is None:
+        available = cluster.available_partitions_for_topic(record.topic)
+        chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
+        return chosen
+    return record.partition if record.partition in partitions else None
+
+
 async def partition_for(client: Any, record: Record) -> int:
-    """The partition a record goes to: its own, or by the client's partitioner.
+    """The same, asked for where it is not known yet.
 
     Raises:
         EmitRejected: there is no such topic or partition.
     """
     partitions = await partitions_of(client, record.topic)
-    if record.partition is None:
-        available = client.client.cluster.available_partitions_for_topic(record.topic)
-        chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
-        return chosen
-    if record.partition not in partitions:
+    if record.partition is not None and record.partition not in partitions:
         await _updated(client)  # it may be newer than what we know
         partitions = await partitions_of(client, record.topic)
-        if record.partition not in partitions:
-            raise EmitRejected(
-                f"topic {record.topic!r} has no partition {record.partition}, only 0 to "
-                f"{max(partitions)}"
-            )
-    return record.partition
+    partition = known_partition(client, record)
+    if partition is None:
+        raise EmitRejected(
+            f"topic {record.topic!r} has no partition {record.partition}, only 0 to "
+            f"{max(partitions)}"
+        )
+    return partition
 
 
 def check_size(client: Any, record: Record) -> None:
@@ -329,13 +359,42 @@ def check_size(client: Any, record: Record) -> None:
         )
 
 
-async def queue_record(client: Any, record: Record) -> asyncio.Future[Any]:
-    """Queue a record, to share a batch with others; waits while the queue is full."""
-    partition = await partition_for(client, record)
-    queued: asyncio.Future[Any] = await client.send(
-        record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
+def queue_own(client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
+    """Queue a record in a client that `open_client` made; None: there is no room, or it is closed.
+
+    What its `send` would look up and convert first is known already.
+    """
+    where = TopicPartition(record.topic, partition)
+    room = client._request_timeout_ms / 1000
+    return _at_once(
+        client._message_accumulator.add_message(
+            where, record.key, record.value, room, record.timestamp_ms, record.headers
+        )
     )
-    return queued
+
+
+def queue_users(client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
+    """The same with a client of the user's, which may have serializers and transactions."""
+    return _at_once(
+        client.send(
+            record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
+        )
+    )
+
+
+def _at_once(
+    queueing: Coroutine[Any, Any, asyncio.Future[Any]],
+) -> asyncio.Future[Any] | None:
+    """What this returns, if it need not wait for anything; else it ends, and nothing is queued."""
+    try:
+        queueing.send(None)
+    except StopIteration as returned:
+        queued: asyncio.Future[Any] = returned.value
+        return queued
+    except (KafkaError, IllegalOperation):  # who sends it in a batch will be told the same
+        return None
+    queueing.close()
+    return None
 
 
 def append(builder: Any, record: Record) -> bool:

@@ -19,10 +19,14 @@ from dispytch_kafka.client import (
     hand_over,
     is_started,
     open_client,
+    partition_for,
+    queue_own,
+    queue_users,
     start_client,
 )
 from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import BACKEND, Fate, as_connect_error, fate_of
+from dispytch_kafka.record import Record
 
 __all__ = ["Link"]
 
@@ -86,11 +90,16 @@ class Link:
         closing = [close_client(client, self._grace) for client in clients]
         await asyncio.gather(*self._closing, *closing)
 
-    async def flush(self) -> None:
-        """Wait until all has an outcome; see `KafkaProducer.flush`."""
+    async def flush(self, first: Callable[[], Awaitable[None]]) -> None:
+        """Wait until all has an outcome; see `KafkaProducer.flush`.
+
+        Args:
+            first: empties what will still be handed to the client.
+        """
         scope = asyncio.timeout(STOP_GRACE)
         try:
             async with scope:
+                await first()
                 await self.running().flush()
         except (TimeoutError, asyncio.CancelledError) as error:
             self._grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait again
@@ -146,6 +155,41 @@ class Link:
                 await hand_over(self._replace(client, self._connection), topic, deadline)
             finally:
                 self._leave(client)
+
+    def queue(self, client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
+        """Put a record into the client's queue, if it has room; the future is the answer."""
+        queue = queue_users if self._connection is None else queue_own
+        return queue(client, record, partition)
+
+    async def answer(self, client: Any, queued: asyncio.Future[Any]) -> Any:
+        """Wait for the broker's answer; the client stays open until then.
+
+        Raises:
+            EmitUnknown, KafkaError: as `deliver`.
+        """
+        self._users[client] += 1
+        try:
+            return _confirmed(await queued)
+        finally:
+            self._leave(client)
+
+    async def partition_for(self, record: Record, deadline: float) -> int:
+        """Ask for the partition a record goes to.
+
+        Raises:
+            EmitRejected: there is none, or none is known shortly before the deadline.
+        """
+        client = self.running()
+        self._users[client] += 1
+        try:
+            return await hand_over(partition_for(client, record), record.topic, deadline)
+        finally:
+            self._leave(client)
+
+    def can_recover(self, error: KafkaError) -> bool:
+        """Whether what met this error was not stored, and may fare better if it is sent again."""
+        fate = fate_of(error)
+        return fate is Fate.RECORD or (fate is Fate.SPENT and self._connection is not None)
 
     async def queue_batch(
         self, client: Any, builder: Any, topic: str, partition: int

@@ -1,0 +1,143 @@
+"""Lane: events for one partition, on their way in batches."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+
+from dispytch import EmitError, EmitRejected, EmitUnknown, Outgoing
+from dispytch.producer import Outcome, past_deadline
+from dispytch_kafka.client import HANDOVER_MARGIN, append, not_handed_over
+from dispytch_kafka.errors import Fate, fate_of, outcome_of
+from dispytch_kafka.link import Link
+from dispytch_kafka.record import Record, details_of
+
+__all__ = ["Entry", "Lane"]
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An event in a lane.
+
+    Attributes:
+        out: the event.
+        record: what of it goes out.
+        alone: whether it is to have a batch of its own.
+    """
+
+    out: Outgoing
+    record: Record
+    alone: bool = field(default=False, init=False)
+
+    def is_over(self) -> bool:
+        """Whether it need not be sent any more."""
+        raise NotImplementedError
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take its outcome."""
+        raise NotImplementedError
+
+
+class Lane:
+    """The events for one partition, on their way in batches, the next after the last's outcome.
+
+    Kafka stores a batch or refuses it as a whole. If it refuses one for one of its records, each of
+    its events is sent alone: none was stored.
+
+    Args:
+        link: the client.
+        topic: where to.
+        partition: where to.
+        entries: the first events; more may come.
+    """
+
+    def __init__(self, link: Link, topic: str, partition: int, entries: Iterable[Entry]) -> None:
+        self._link = link
+        self._topic, self._partition = topic, partition
+        self._waiting = deque(entries)
+        self._group: list[Entry] = []  # those in the batch under way
+        self._clock = asyncio.get_running_loop().time
+
+    def add(self, entry: Entry) -> None:
+        """Have an event sent after the others."""
+        self._waiting.append(entry)
+
+    async def run(self) -> None:
+        """Give every event its outcome; where it is cancelled, too."""
+        try:
+            while (first := self._first()) is not None:
+                await self._send_next(first.out.deadline)
+        except asyncio.CancelledError:
+            self._settle(lambda _: EmitUnknown("the producer was stopped meanwhile"))
+            self._group = [*self._waiting]
+            self._settle(lambda _: EmitRejected("not sent: the producer was stopped"))
+            raise
+
+    def _first(self) -> Entry | None:
+        """The first that is still to be sent."""
+        waiting, begun = self._waiting, self._clock() + HANDOVER_MARGIN
+        while waiting:
+            entry = waiting[0]
+            if not entry.is_over():
+                if entry.out.deadline > begun:
+                    return entry
+                entry.settle(not_handed_over(self._topic))
+            waiting.popleft()
+        return None
+
+    async def _send_next(self, deadline: float) -> None:
+        """Send one batch; its events get their outcome, or go back to be sent otherwise."""
+        self._scope = scope = asyncio.timeout_at(deadline)
+        try:
+            async with scope:
+                stored = await self._link.deliver(self._queue, self._topic, deadline)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            self._settle(past_deadline)
+        except EmitError as error:
+            if isinstance(error.__cause__, TimeoutError):  # the first one's: others have more time
+                self._put_back()
+                return
+            told = error  # one error per event: each will name its own
+            self._settle(lambda _: type(told)(str(told), retriable=told.retriable))
+        except KafkaError as error:
+            if fate_of(error) is Fate.RECORD and len(self._group) > 1:
+                for entry in self._group:
+                    entry.alone = True
+                self._put_back()
+                return
+            problem = error
+            self._settle(lambda out: outcome_of(problem, out.topic))
+        else:
+            for position, entry in enumerate(self._group):
+                entry.settle(details_of(stored, entry.record, position))
+            self._group = []
+
+    async def _queue(self, client: Any) -> asyncio.Future[Any]:
+        """Put as many of the waiting as fit, or are to go, into a batch and queue it."""
+        self._put_back()
+        builder, group = client.create_batch(), self._group
+        while (entry := self._first()) is not None:
+            if group and (entry.alone or group[0].alone):
+                break
+            if not append(builder, entry.record):
+                break
+            group.append(self._waiting.popleft())
+        self._scope.reschedule(max((entry.out.deadline for entry in group), default=0))
+        return await self._link.queue_batch(client, builder, self._topic, self._partition)
+
+    def _put_back(self) -> None:
+        self._waiting.extendleft(reversed(self._group))
+        self._group = []
+
+    def _settle(self, error_of: Callable[[Outgoing], BaseException]) -> None:
+        """Give the events of the batch an error; where there is none yet, the first one."""
+        if not self._group and self._waiting:
+            self._group = [self._waiting.popleft()]
+        for entry in self._group:
+            entry.settle(error_of(entry.out))
+        self._group = []
