@@ -1,14 +1,13 @@
-"""What is needed of aiokafka beyond sending: opening, closing for sure, partitions.
+"""What is needed of aiokafka beyond sending: opening, closing for sure, queueing at once.
 
-The only module that reaches behind aiokafka's public surface, and only where that leaves no way.
+With `partitions` the only module that reaches behind aiokafka's public surface, and only where
+that leaves no way.
 """
 
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
@@ -21,12 +20,12 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
     UnknownError,
     kafka_errors,
 )
-from aiokafka.partitioner import murmur2  # type: ignore[import-untyped]
 
 from dispytch import EmitRejected
 from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import as_connect_error, as_rejected
-from dispytch_kafka.record import Record, check_topic
+from dispytch_kafka.partitions import choose_partition
+from dispytch_kafka.record import Record
 
 __all__ = [
     "HANDOVER_MARGIN",
@@ -38,12 +37,9 @@ __all__ = [
     "connections_of",
     "hand_over",
     "is_started",
-    "known_partition",
     "not_handed_over",
     "open_client",
     "opened",
-    "partition_for",
-    "partitions_of",
     "ping",
     "queue_own",
     "queue_users",
@@ -63,13 +59,6 @@ NO_GRACE = 0.5
 HANDOVER_MARGIN = 0.05
 """Seconds before an event's deadline when the attempt to hand it to the client ends: what was not
 handed over is certainly not stored, and there must be time left to say so."""
-
-_CREATION = 1.2
-"""Seconds that brokers get to create a topic on demand: asking for it starts that, and until it
-is done the answer is the same as where nothing creates it."""
-
-_CLOSED_CHECK = 0.5
-"""Seconds between looks whether the client that is waited for was closed."""
 
 _RECORD_OVERHEAD = 82  # header of a batch of one, and the largest lengths a record can need
 
@@ -107,19 +96,6 @@ class _NoCredentials(logging.Filter):
 
 
 logging.getLogger("aiokafka.conn").addFilter(_NoCredentials())
-
-
-def choose_partition(key: bytes | None, partitions: list[int], available: list[int]) -> int:
-    """The partition for a key, as Java's default partitioner has it; without one, any."""
-    if key is None:
-        return random.choice(available or partitions)  # noqa: S311
-    return partitions[_hash(key) % len(partitions)]
-
-
-@lru_cache(maxsize=10_000)
-def _hash(key: bytes) -> int:
-    """In pure Python: it costs as much as all else that sending a record takes."""
-    return int(murmur2(key) & 0x7FFFFFFF)
 
 
 async def open_client(connection: KafkaConnection) -> Any:
@@ -268,81 +244,6 @@ def _runs_method_of(task: asyncio.Task[Any], parts: tuple[Any, ...]) -> bool:
     return any(owner is part or sender is part for part in parts if part is not None)
 
 
-async def partitions_of(client: Any, topic: str) -> set[int]:
-    """The numbers of a topic's partitions, asked for where they are not known yet.
-
-    Raises:
-        EmitRejected: the name is not legal, there is no such topic, or we may not know of it.
-        ProducerClosed: the client was closed meanwhile.
-    """
-    cluster = client.client.cluster
-    known: set[int] | None = cluster.partitions_for_topic(topic)
-    if known:
-        return known
-    check_topic(topic)
-    client.client.add_topic(topic)
-    clock = asyncio.get_running_loop().time
-    first_answer = None
-    while True:
-        answered = await _updated(client)
-        known = cluster.partitions_for_topic(topic)
-        if known:
-            return known
-        if topic in cluster.unauthorized_topics:
-            raise EmitRejected(f"not authorised for topic {topic!r}")
-        if answered:
-            first_answer = first_answer or clock()
-            if clock() - first_answer > _CREATION:
-                raise EmitRejected(
-                    f"no topic {topic!r}: create it, or let the brokers do so "
-                    "(auto.create.topics.enable)",
-                    retriable=True,
-                )
-        await asyncio.sleep(0.1)
-
-
-async def _updated(client: Any) -> bool:
-    """Ask for the cluster's layout; whether there was an answer. A closed client never has one."""
-    asking: asyncio.Future[bool] = client.client.force_metadata_update()
-    while not client._closed:
-        done, _ = await asyncio.wait({asking}, timeout=_CLOSED_CHECK)
-        if done:
-            return asking.result()
-    raise ProducerClosed
-
-
-def known_partition(client: Any, record: Record) -> int | None:
-    """The partition a record goes to: its own, or by the client's partitioner; None: not known."""
-    cluster = client.client.cluster
-    partitions: set[int] | None = cluster.partitions_for_topic(record.topic)
-    if not partitions:
-        return None
-    if record.partition is None:
-        available = cluster.available_partitions_for_topic(record.topic)
-        chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
-        return chosen
-    return record.partition if record.partition in partitions else None
-
-
-async def partition_for(client: Any, record: Record) -> int:
-    """The same, asked for where it is not known yet.
-
-    Raises:
-        EmitRejected: there is no such topic or partition.
-    """
-    partitions = await partitions_of(client, record.topic)
-    if record.partition is not None and record.partition not in partitions:
-        await _updated(client)  # it may be newer than what we know
-        partitions = await partitions_of(client, record.topic)
-    partition = known_partition(client, record)
-    if partition is None:
-        raise EmitRejected(
-            f"topic {record.topic!r} has no partition {record.partition}, only 0 to "
-            f"{max(partitions)}"
-        )
-    return partition
-
-
 def check_size(client: Any, record: Record) -> None:
     """Refuse what can't fit into a request.
 
@@ -350,7 +251,8 @@ def check_size(client: Any, record: Record) -> None:
         EmitRejected: the record alone is larger than a request may be.
     """
     size = _RECORD_OVERHEAD + len(record.value) + len(record.key or b"")
-    size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
+    if record.headers:
+        size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
     limit: int = client._max_request_size
     if size > limit:
         raise EmitRejected(

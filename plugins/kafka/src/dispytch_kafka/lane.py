@@ -8,10 +8,10 @@ from typing import Any
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from dispytch import EmitError, EmitRejected, EmitUnknown, Outgoing
+from dispytch import EmitError, Outgoing
 from dispytch.producer import Outcome, past_deadline
 from dispytch_kafka.client import HANDOVER_MARGIN, append, not_handed_over
-from dispytch_kafka.errors import Fate, fate_of, outcome_of
+from dispytch_kafka.errors import Fate, as_rejected, fate_of, outcome_of
 from dispytch_kafka.link import Link
 from dispytch_kafka.record import Record, details_of
 
@@ -59,26 +59,42 @@ class Lane:
         self._topic, self._partition = topic, partition
         self._waiting = deque(entries)
         self._group: list[Entry] = []  # those in the batch under way
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, entry: Entry) -> None:
         """Have an event sent after the others."""
         self._waiting.append(entry)
+        if self._timer is None:
+            self._watch()
 
     async def run(self) -> None:
-        """Give every event its outcome; where it is cancelled, too."""
+        """Give every event its outcome."""
+        self._watch()
         try:
             while (first := self._first()) is not None:
+                self._group = [self._waiting.popleft()]
                 await self._send_next(first.out.deadline)
-        except asyncio.CancelledError:
-            self._settle(lambda _: EmitUnknown("the producer was stopped meanwhile"))
+        except BaseException as error:
+            cause = error
+            self._settle(lambda out: outcome_of(cause, out.topic))
             self._group = [*self._waiting]
-            self._settle(lambda _: EmitRejected("not sent: the producer was stopped"))
+            self._settle(lambda out: as_rejected(cause, out.topic))
             raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _watch(self) -> None:
+        """Refuse who waits too long, also while a batch is under way."""
+        first, self._timer = self._first(), None
+        if first is not None:
+            limit = first.out.deadline - HANDOVER_MARGIN
+            self._timer = self._loop.call_at(limit, self._watch)
 
     def _first(self) -> Entry | None:
-        """The first that is still to be sent."""
-        waiting, begun = self._waiting, self._clock() + HANDOVER_MARGIN
+        """The first that is still to be sent; those before it have their outcome."""
+        waiting, begun = self._waiting, self._loop.time() + HANDOVER_MARGIN
         while waiting:
             entry = waiting[0]
             if not entry.is_over():
@@ -135,9 +151,6 @@ class Lane:
         self._group = []
 
     def _settle(self, error_of: Callable[[Outgoing], BaseException]) -> None:
-        """Give the events of the batch an error; where there is none yet, the first one."""
-        if not self._group and self._waiting:
-            self._group = [self._waiting.popleft()]
         for entry in self._group:
             entry.settle(error_of(entry.out))
         self._group = []

@@ -7,16 +7,10 @@ from typing import Any
 
 from dispytch import EmitRejected, Outgoing
 from dispytch.producer import Outcome, not_sent
-from dispytch_kafka.client import (
-    HANDOVER_MARGIN,
-    check_size,
-    known_partition,
-    not_handed_over,
-    partition_for,
-    partitions_of,
-)
+from dispytch_kafka.client import HANDOVER_MARGIN, check_size, not_handed_over
 from dispytch_kafka.lane import Entry, Lane
 from dispytch_kafka.link import Link
+from dispytch_kafka.partitions import known_partition, partition_for, partitions_of
 from dispytch_kafka.record import record_of
 
 __all__ = ["send_lanes"]

@@ -19,13 +19,13 @@ from dispytch_kafka.client import (
     hand_over,
     is_started,
     open_client,
-    partition_for,
     queue_own,
     queue_users,
     start_client,
 )
 from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import BACKEND, Fate, as_connect_error, fate_of
+from dispytch_kafka.partitions import partition_for
 from dispytch_kafka.record import Record
 
 __all__ = ["Link"]
@@ -186,10 +186,10 @@ class Link:
         finally:
             self._leave(client)
 
-    def can_recover(self, error: KafkaError) -> bool:
-        """Whether what met this error was not stored, and may fare better if it is sent again."""
-        fate = fate_of(error)
-        return fate is Fate.RECORD or (fate is Fate.SPENT and self._connection is not None)
+    @property
+    def renews(self) -> bool:
+        """Whether a client that can't go on is replaced."""
+        return self._connection is not None
 
     async def queue_batch(
         self, client: Any, builder: Any, topic: str, partition: int

@@ -7,13 +7,16 @@ from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from dispytch import Outgoing
 from dispytch.producer import Details, Outcome
-from dispytch_kafka.client import check_size, known_partition
-from dispytch_kafka.errors import outcome_of
+from dispytch_kafka.client import check_size
+from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lane import Entry, Lane
 from dispytch_kafka.link import Link
+from dispytch_kafka.partitions import known_partition
 from dispytch_kafka.record import details_of, record_of
 
 __all__ = ["Singles"]
+
+_MOMENT = 0.1  # seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -66,9 +69,10 @@ class Singles:
                 try:
                     return details_of(await link.answer(client, queued), record)
                 except KafkaError as error:
-                    if not link.can_recover(error):
+                    fate = fate_of(error)
+                    if fate is not Fate.RECORD and not (fate is Fate.SPENT and link.renews):
                         raise outcome_of(error, record.topic) from error
-                    alone = True  # so that it does not answer for others
+                    alone = fate is Fate.RECORD  # so that it does not answer for others
         entry = _Single(out, record, asyncio.get_running_loop().create_future())
         entry.alone = alone
         self._join(where, entry)
@@ -96,7 +100,9 @@ class Singles:
             await asyncio.wait(self._running)
 
     async def stop(self) -> None:
-        """End what is left."""
+        """End what is left; those whose client was closed come to their end by themselves."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=_MOMENT)
         for running in self._running:
             running.cancel()
         await self.flush()
