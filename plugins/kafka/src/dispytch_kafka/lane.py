@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
@@ -41,7 +41,10 @@ class Entry:
         raise NotImplementedError
 
 
-class Lane:
+E = TypeVar("E", bound=Entry)
+
+
+class Lane(Generic[E]):
     """The events for one partition, on their way in batches, the next after the last's outcome.
 
     Kafka stores a batch or refuses it as a whole. If it refuses one for one of its records, each of
@@ -54,15 +57,21 @@ class Lane:
         entries: the first events; more may come.
     """
 
-    def __init__(self, link: Link, topic: str, partition: int, entries: Iterable[Entry]) -> None:
+    def __init__(self, link: Link, topic: str, partition: int, entries: Iterable[E]) -> None:
         self._link = link
         self._topic, self._partition = topic, partition
         self._waiting = deque(entries)
-        self._group: list[Entry] = []  # those in the batch under way
+        self._group: list[E] = []  # those in the batch under way
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._scope = asyncio.timeout(None)  # of the batch under way
 
-    def add(self, entry: Entry) -> None:
+    @property
+    def entries(self) -> list[E]:
+        """Those without an outcome."""
+        return [*self._group, *self._waiting]
+
+    def add(self, entry: E) -> None:
         """Have an event sent after the others."""
         self._waiting.append(entry)
         if self._timer is None:
@@ -92,7 +101,7 @@ class Lane:
             limit = first.out.deadline - HANDOVER_MARGIN
             self._timer = self._loop.call_at(limit, self._watch)
 
-    def _first(self) -> Entry | None:
+    def _first(self) -> E | None:
         """The first that is still to be sent; those before it have their outcome."""
         waiting, begun = self._waiting, self._loop.time() + HANDOVER_MARGIN
         while waiting:

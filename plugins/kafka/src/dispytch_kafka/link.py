@@ -46,6 +46,8 @@ class Link:
         self._connection = connection
         self._client = client
         self._owned = owned
+        # Puts a record into a client's queue, if there is room.
+        self.queue = queue_users if connection is None else queue_own
         self._closes = True
         self._grace = STOP_GRACE  # what a client gets to say goodbye
         self._replacing: asyncio.Task[None] | None = None
@@ -155,11 +157,6 @@ class Link:
                 await hand_over(self._replace(client, self._connection), topic, deadline)
             finally:
                 self._leave(client)
-
-    def queue(self, client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
-        """Put a record into the client's queue, if it has room; the future is the answer."""
-        queue = queue_users if self._connection is None else queue_own
-        return queue(client, record, partition)
 
     async def answer(self, client: Any, queued: asyncio.Future[Any]) -> Any:
         """Wait for the broker's answer; the client stays open until then.

@@ -50,7 +50,7 @@ class Singles:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._lanes: dict[tuple[str, int], Lane[_Single]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def send(self, out: Outgoing) -> Details:
@@ -78,7 +78,7 @@ class Singles:
         self._join(where, entry)
         return await entry.answer
 
-    def _join(self, where: tuple[str, int], entry: Entry) -> None:
+    def _join(self, where: tuple[str, int], entry: _Single) -> None:
         lane = self._lanes.get(where)
         if lane is not None:
             lane.add(entry)
@@ -88,21 +88,23 @@ class Singles:
         self._running.add(running)
         running.add_done_callback(self._running.discard)
 
-    async def _run(self, where: tuple[str, int], lane: Lane) -> None:
+    async def _run(self, where: tuple[str, int], lane: Lane[_Single]) -> None:
         try:
             await lane.run()
         finally:
             del self._lanes[where]
 
     async def flush(self) -> None:
-        """Wait until no lane has any left."""
-        while self._running:
-            await asyncio.wait(self._running)
+        """Wait until all that wait now have their outcome."""
+        answers = [entry.answer for lane in self._lanes.values() for entry in lane.entries]
+        if answers:
+            await asyncio.wait(answers)
 
     async def stop(self) -> None:
         """End what is left; those whose client was closed come to their end by themselves."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=_MOMENT)
-        for running in self._running:
-            running.cancel()
-        await self.flush()
+        running = self._running.copy()
+        if running:
+            await asyncio.wait(running, timeout=_MOMENT)
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
