@@ -1,15 +1,16 @@
-"""What is needed of aiokafka beyond sending: opening, closing for sure, partitions.
+"""What is needed of aiokafka beyond sending: opening, closing for sure, queueing at once.
 
-The only module that reaches behind aiokafka's public surface, and only where that leaves no way.
+With `partitions` the only module that reaches behind aiokafka's public surface, and only where
+that leaves no way.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
+from aiokafka import AIOKafkaProducer, TopicPartition  # type: ignore[import-untyped]
 from aiokafka.conn import collect_hosts, create_conn  # type: ignore[import-untyped]
 from aiokafka.errors import (  # type: ignore[import-untyped]
     IllegalOperation,
@@ -23,7 +24,8 @@ from aiokafka.errors import (  # type: ignore[import-untyped]
 from dispytch import EmitRejected
 from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import as_connect_error, as_rejected
-from dispytch_kafka.record import Record, check_topic
+from dispytch_kafka.partitions import choose_partition
+from dispytch_kafka.record import Record
 
 __all__ = [
     "HANDOVER_MARGIN",
@@ -38,10 +40,9 @@ __all__ = [
     "not_handed_over",
     "open_client",
     "opened",
-    "partition_for",
-    "partitions_of",
     "ping",
-    "queue_record",
+    "queue_own",
+    "queue_users",
     "start_client",
 ]
 
@@ -58,13 +59,6 @@ NO_GRACE = 0.5
 HANDOVER_MARGIN = 0.05
 """Seconds before an event's deadline when the attempt to hand it to the client ends: what was not
 handed over is certainly not stored, and there must be time left to say so."""
-
-_CREATION = 1.2
-"""Seconds that brokers get to create a topic on demand: asking for it starts that, and until it
-is done the answer is the same as where nothing creates it."""
-
-_CLOSED_CHECK = 0.5
-"""Seconds between looks whether the client that is waited for was closed."""
 
 _RECORD_OVERHEAD = 82  # header of a batch of one, and the largest lengths a record can need
 
@@ -110,7 +104,9 @@ async def open_client(connection: KafkaConnection) -> Any:
     Raises:
         ConnectError: no broker can be reached, or they refuse us.
     """
-    return await opened(AIOKafkaProducer, connection.producer_settings())
+    return await opened(
+        AIOKafkaProducer, connection.producer_settings() | {"partitioner": choose_partition}
+    )
 
 
 async def opened(kind: Callable[..., Any], settings: dict[str, Any]) -> Any:
@@ -248,71 +244,6 @@ def _runs_method_of(task: asyncio.Task[Any], parts: tuple[Any, ...]) -> bool:
     return any(owner is part or sender is part for part in parts if part is not None)
 
 
-async def partitions_of(client: Any, topic: str) -> set[int]:
-    """The numbers of a topic's partitions, asked for where they are not known yet.
-
-    Raises:
-        EmitRejected: the name is not legal, there is no such topic, or we may not know of it.
-        ProducerClosed: the client was closed meanwhile.
-    """
-    cluster = client.client.cluster
-    known: set[int] | None = cluster.partitions_for_topic(topic)
-    if known:
-        return known
-    check_topic(topic)
-    client.client.add_topic(topic)
-    clock = asyncio.get_running_loop().time
-    first_answer = None
-    while True:
-        answered = await _updated(client)
-        known = cluster.partitions_for_topic(topic)
-        if known:
-            return known
-        if topic in cluster.unauthorized_topics:
-            raise EmitRejected(f"not authorised for topic {topic!r}")
-        if answered:
-            first_answer = first_answer or clock()
-            if clock() - first_answer > _CREATION:
-                raise EmitRejected(
-                    f"no topic {topic!r}: create it, or let the brokers do so "
-                    "(auto.create.topics.enable)",
-                    retriable=True,
-                )
-        await asyncio.sleep(0.1)
-
-
-async def _updated(client: Any) -> bool:
-    """Ask for the cluster's layout; whether there was an answer. A closed client never has one."""
-    asking: asyncio.Future[bool] = client.client.force_metadata_update()
-    while not client._closed:
-        done, _ = await asyncio.wait({asking}, timeout=_CLOSED_CHECK)
-        if done:
-            return asking.result()
-    raise ProducerClosed
-
-
-async def partition_for(client: Any, record: Record) -> int:
-    """The partition a record goes to: its own, or by the client's partitioner.
-
-    Raises:
-        EmitRejected: there is no such topic or partition.
-    """
-    partitions = await partitions_of(client, record.topic)
-    if record.partition is None:
-        available = client.client.cluster.available_partitions_for_topic(record.topic)
-        chosen: int = client._partitioner(record.key, sorted(partitions), list(available or ()))
-        return chosen
-    if record.partition not in partitions:
-        await _updated(client)  # it may be newer than what we know
-        partitions = await partitions_of(client, record.topic)
-        if record.partition not in partitions:
-            raise EmitRejected(
-                f"topic {record.topic!r} has no partition {record.partition}, only 0 to "
-                f"{max(partitions)}"
-            )
-    return record.partition
-
-
 def check_size(client: Any, record: Record) -> None:
     """Refuse what can't fit into a request.
 
@@ -320,7 +251,8 @@ def check_size(client: Any, record: Record) -> None:
         EmitRejected: the record alone is larger than a request may be.
     """
     size = _RECORD_OVERHEAD + len(record.value) + len(record.key or b"")
-    size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
+    if record.headers:
+        size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
     limit: int = client._max_request_size
     if size > limit:
         raise EmitRejected(
@@ -329,13 +261,42 @@ def check_size(client: Any, record: Record) -> None:
         )
 
 
-async def queue_record(client: Any, record: Record) -> asyncio.Future[Any]:
-    """Queue a record, to share a batch with others; waits while the queue is full."""
-    partition = await partition_for(client, record)
-    queued: asyncio.Future[Any] = await client.send(
-        record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
+def queue_own(client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
+    """Queue a record in a client that `open_client` made; None: there is no room, or it is closed.
+
+    What its `send` would look up and convert first is known already.
+    """
+    where = TopicPartition(record.topic, partition)
+    room = client._request_timeout_ms / 1000
+    return _at_once(
+        client._message_accumulator.add_message(
+            where, record.key, record.value, room, record.timestamp_ms, record.headers
+        )
     )
-    return queued
+
+
+def queue_users(client: Any, record: Record, partition: int) -> asyncio.Future[Any] | None:
+    """The same with a client of the user's, which may have serializers and transactions."""
+    return _at_once(
+        client.send(
+            record.topic, record.value, record.key, partition, record.timestamp_ms, record.headers
+        )
+    )
+
+
+def _at_once(
+    queueing: Coroutine[Any, Any, asyncio.Future[Any]],
+) -> asyncio.Future[Any] | None:
+    """What this returns, if it need not wait for anything; else it ends, and nothing is queued."""
+    try:
+        queueing.send(None)
+    except StopIteration as returned:
+        queued: asyncio.Future[Any] = returned.value
+        return queued
+    except (KafkaError, IllegalOperation):  # who sends it in a batch will be told the same
+        return None
+    queueing.close()
+    return None
 
 
 def append(builder: Any, record: Record) -> bool:

@@ -19,10 +19,14 @@ from dispytch_kafka.client import (
     hand_over,
     is_started,
     open_client,
+    queue_own,
+    queue_users,
     start_client,
 )
 from dispytch_kafka.connection import KafkaConnection
 from dispytch_kafka.errors import BACKEND, Fate, as_connect_error, fate_of
+from dispytch_kafka.partitions import partition_for
+from dispytch_kafka.record import Record
 
 __all__ = ["Link"]
 
@@ -42,6 +46,8 @@ class Link:
         self._connection = connection
         self._client = client
         self._owned = owned
+        # Puts a record into a client's queue, if there is room.
+        self.queue = queue_users if connection is None else queue_own
         self._closes = True
         self._grace = STOP_GRACE  # what a client gets to say goodbye
         self._replacing: asyncio.Task[None] | None = None
@@ -86,11 +92,16 @@ class Link:
         closing = [close_client(client, self._grace) for client in clients]
         await asyncio.gather(*self._closing, *closing)
 
-    async def flush(self) -> None:
-        """Wait until all has an outcome; see `KafkaProducer.flush`."""
+    async def flush(self, first: Callable[[], Awaitable[None]]) -> None:
+        """Wait until all has an outcome; see `KafkaProducer.flush`.
+
+        Args:
+            first: empties what will still be handed to the client.
+        """
         scope = asyncio.timeout(STOP_GRACE)
         try:
             async with scope:
+                await first()
                 await self.running().flush()
         except (TimeoutError, asyncio.CancelledError) as error:
             self._grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait again
@@ -146,6 +157,36 @@ class Link:
                 await hand_over(self._replace(client, self._connection), topic, deadline)
             finally:
                 self._leave(client)
+
+    async def answer(self, client: Any, queued: asyncio.Future[Any]) -> Any:
+        """Wait for the broker's answer; the client stays open until then.
+
+        Raises:
+            EmitUnknown, KafkaError: as `deliver`.
+        """
+        self._users[client] += 1
+        try:
+            return _confirmed(await queued)
+        finally:
+            self._leave(client)
+
+    async def partition_for(self, record: Record, deadline: float) -> int:
+        """Ask for the partition a record goes to.
+
+        Raises:
+            EmitRejected: there is none, or none is known shortly before the deadline.
+        """
+        client = self.running()
+        self._users[client] += 1
+        try:
+            return await hand_over(partition_for(client, record), record.topic, deadline)
+        finally:
+            self._leave(client)
+
+    @property
+    def renews(self) -> bool:
+        """Whether a client that can't go on is replaced."""
+        return self._connection is not None
 
     async def queue_batch(
         self, client: Any, builder: Any, topic: str, partition: int

@@ -1,23 +1,19 @@
 """KafkaProducer: sends events to Kafka."""
 
-import asyncio
 from collections.abc import Hashable, Sequence
-from functools import partial
-from typing import Any, Self
+from typing import Self
 
 from aiokafka import AIOKafkaProducer  # type: ignore[import-untyped]
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
 from dispytch import ConfigError, ConnectError, EmitRejected, Outgoing, Producer
 from dispytch.fields import effective_key
 from dispytch.producer import Details, Outcome
-from dispytch_kafka.client import append, partition_for, ping, queue_record
+from dispytch_kafka.client import ping
 from dispytch_kafka.config import KafkaEventConfig
 from dispytch_kafka.connection import KafkaConnection
-from dispytch_kafka.errors import Fate, fate_of, outcome_of
 from dispytch_kafka.lanes import send_lanes
 from dispytch_kafka.link import Link
-from dispytch_kafka.record import Record, details_of, record_of
+from dispytch_kafka.singles import Singles
 from dispytch_kafka.topics import ensure_topic
 
 __all__ = ["KafkaProducer"]
@@ -53,6 +49,7 @@ class KafkaProducer(Producer):
                 "KafkaProducer takes an AIOKafkaProducer or a KafkaConnection, "
                 f"not a {type(client).__name__}"
             )
+        self._singles = Singles(self._link)
 
     @classmethod
     def from_connection(cls, connection: KafkaConnection, /) -> Self:
@@ -78,6 +75,7 @@ class KafkaProducer(Producer):
         What the brokers did not take until then is dropped.
         """
         await self._link.stop()
+        await self._singles.stop()
 
     async def flush(self) -> None:
         """Wait until everything handed to the client has an outcome.
@@ -85,7 +83,7 @@ class KafkaProducer(Producer):
         Raises:
             ProducerTimeout: not within 5 s; what is left may still arrive.
         """
-        await self._link.flush()
+        await self._link.flush(self._singles.flush)
 
     async def ping(self) -> None:
         """Ask any broker for the cluster's layout.
@@ -117,18 +115,7 @@ class KafkaProducer(Producer):
                 a topic's partitions or for room in the client's queue shortly before the deadline.
             EmitUnknown: it may be stored; see `dispytch_kafka.errors`.
         """
-        record = record_of(out)
-        deliver, topic, deadline = self._link.deliver, out.topic, out.deadline
-        try:
-            try:
-                stored = await deliver(partial(queue_record, record=record), topic, deadline)
-            except KafkaError as error:
-                if fate_of(error) is not Fate.RECORD:
-                    raise
-                stored = await deliver(partial(self._queue_alone, record=record), topic, deadline)
-        except KafkaError as error:
-            raise outcome_of(error, topic) from error
-        return details_of(stored, record)
+        return await self._singles.send(out)
 
     async def send_dead_letter(self, out: Outgoing, /) -> Details:
         """Send to a dead-letter topic, which is created if it is missing.
@@ -141,13 +128,6 @@ class KafkaProducer(Producer):
         """
         await ensure_topic(self._link.running(), out)
         return await self.send_message(out)
-
-    async def _queue_alone(self, client: Any, record: Record) -> asyncio.Future[Any]:
-        """Queue a record as a batch of its own."""
-        partition = await partition_for(client, record)
-        builder = client.create_batch()
-        append(builder, record)
-        return await self._link.queue_batch(client, builder, record.topic, partition)
 
     async def send_messages(self, batch: Sequence[Outgoing], /) -> Sequence[Outcome]:
         """Send a batch: partitions side by side, each in order, in batches as large as may be.
