@@ -16,6 +16,9 @@ from typing import Any, Self, TypeVar
 BARE, PEER, OURS = "bare", "FastStream", "Dispytch"
 """Whose a contender is."""
 
+LOOP = "event loop"
+"""In place of these: all do our work, each on another event loop."""
+
 _scale = float(os.environ.get("DISPYTCH_BENCH_SCALE", "1"))
 ROUNDS = int(os.environ.get("DISPYTCH_BENCH_ROUNDS", "7"))
 """How many count, after one that warms up."""
@@ -47,7 +50,7 @@ class Contender:
 
     Attributes:
         name: what it is.
-        side: BARE, PEER or OURS.
+        side: BARE, PEER or OURS; or LOOP.
         run: does it once, checks that all of it was done, and tells what it cost.
         guarantee: what is promised of the events.
     """
@@ -89,9 +92,9 @@ class Work:
 
     @property
     def base(self) -> Samples | None:
-        """What the others are compared with: the first, if it is a bare client."""
+        """What the others are compared with: the first, if it is a bare client, or a loop."""
         first = self.contenders[0]
-        return first if first.side == BARE else None
+        return first if first.side in {BARE, LOOP} else None
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Self:
@@ -213,7 +216,7 @@ def show(work: Work) -> None:
         ratio = f"{statistics.median(samples.ratios(base)):8.2f}" if base else ""
         cpus = spread(samples.cpus) if any(samples.cpus) else ""
         late = f"  p99 {percentile(samples.walls):.2f}" if len(samples.walls) >= 100 else ""
-        name = f"{samples.side} {samples.name}".strip()
+        name = samples.name if samples.side == LOOP else f"{samples.side} {samples.name}".strip()
         print(f"  {name:<48} {spread(samples.walls)} {ratio}  {cpus}{late}", flush=True)
 
 
