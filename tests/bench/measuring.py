@@ -169,14 +169,18 @@ class Handled:
 
     @property
     def cost(self) -> Cost:
-        """Per event.
+        """Per event; see `verify` for what it raises."""
+        self.verify()
+        return self._watch.cost
+
+    def verify(self) -> None:
+        """All came, once.
 
         Raises:
             RuntimeError: events are missing, or came twice.
         """
         check("handled", len(set(self.numbers)), self._expected)
         check("handled, with doubles", len(self.numbers), self._expected)
-        return self._watch.cost
 
 
 def check(what: str, found: int, expected: int) -> None:
@@ -190,15 +194,20 @@ def check(what: str, found: int, expected: int) -> None:
 
 
 async def compare(
-    title: str, contenders: Iterable[Contender], *, unit: str = "µs", rounds: int = ROUNDS
+    title: str,
+    contenders: Iterable[Contender],
+    *,
+    unit: str = "µs",
+    rounds: int = ROUNDS,
+    warm_up: bool = True,
 ) -> Work:
-    """Let all run, round by round, every other round backwards; the first round warms up."""
+    """Let all run, round by round, every other round backwards; one round before warms up."""
     all_of_them = list(contenders)
     work = Work(
         title, [Samples(each.name, each.side, each.guarantee) for each in all_of_them], unit
     )
     pairs = list(zip(all_of_them, work.contenders, strict=True))
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for contender, samples in pairs if number % 2 else reversed(pairs):
             cost = await contender.run()
             if number:
