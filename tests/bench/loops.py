@@ -123,7 +123,7 @@ async def taking_turns(title: str, ready: Ready, url: str = "") -> Work:
     processes = {loop: Processes(serve, 1, loop, ready, url) for loop in FACTORIES}
 
     async def ask(loop: str) -> Cost:
-        (cost,) = await processes[loop].ask()
+        cost: Cost = (await processes[loop].ask())[0]
         return cost
 
     contenders = [Contender(loop, LOOP, partial(ask, loop)) for loop in processes]
