@@ -207,7 +207,7 @@ def bench(session: nox.Session) -> None:
     Part by part (`-- kafka redis`), against what is recorded (`-- --check`), how cost grows
     (`-- --growth`).
     """
-    _install(session, *PLUGINS, groups=("brokers", "bench"))
+    _install(session, *PLUGINS, groups=("test", "brokers", "bench"))
     session.run("python", "-m", "bench", *session.posargs, env={"PYTHONPATH": "tests"})
 
 

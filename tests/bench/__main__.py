@@ -1,7 +1,7 @@
 """Measures, prints, and writes docs/bench.json, its plot, and the tables of the page.
 
 python -m nox -s bench                    everything
-python -m nox -s bench -- kafka redis     only these: local, kafka, rabbitmq, redis, sqlite, backlog
+python -m nox -s bench -- kafka redis     only these, see PARTS
 python -m nox -s bench -- --check         what grew by more than 15 % over what is recorded
 python -m nox -s bench -- --growth        how cost grows
 """
@@ -9,10 +9,11 @@ python -m nox -s bench -- --growth        how cost grows
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import backlog, growth, kafka, local, rabbitmq, redis, report, sqlite
+from bench import backlog, growth, kafka, local, loops, rabbitmq, redis, report, sqlite
 from bench.measuring import ROUNDS, Work
 
 PARTS: dict[str, Callable[[], Awaitable[list[Work]]]] = {
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[], Awaitable[list[Work]]]] = {
     "redis": redis.measure,
     "sqlite": sqlite.measure,
     "backlog": backlog.measure,
+    "loops": loops.measure,
 }
 
 
@@ -29,7 +31,9 @@ async def measured(parts: Sequence[str]) -> list[Work]:
     """What these parts measure."""
     works = []
     for name in parts:
+        begun = time.monotonic()
         works += await PARTS[name]()
+        print(f"{name}: {time.monotonic() - begun:.0f} s\n", flush=True)
     return works
 
 
@@ -49,7 +53,9 @@ def main() -> None:
     else:
         works = asyncio.run(measured(options.parts or list(PARTS)))
     if options.check:
-        grown = report.compare_with(report.Report.read(report.DOCS / report.RECORD), works)
+        recorded = report.Report.read(report.DOCS / report.RECORD)
+        print(f"Recorded: {report.told(recorded.measured)}\nNow: {report.told(report.now())}")
+        grown = report.compare_with(recorded, works)
         print("\n".join(grown) or f"nothing grew by more than {report.GREW - 1:.0%}")
     if out is not None:
         report.publish(works, out, growth=options.growth)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.broker import running
-from bench.events import UserCreated, user
+from bench.events import UserCreated, on_topic, user
 from bench.measuring import OURS, Samples, Work, scaled, show
 from brokers.kafka import Kafka
 from brokers.process import BrokerProcess
@@ -17,7 +17,7 @@ from brokers.rabbitmq import RabbitMQ
 from brokers.redis import Redis
 from dispytch import Event, EventEmitter, EventListener
 
-WAITING, AT_ONCE, REPEATS = (scaled(10_000), scaled(100_000)), 5_000, 3
+WAITING, AT_ONCE = (scaled(10_000), scaled(100_000)), 5_000
 SETTLE = 2.0  # seconds, after which a listener has read ahead what it will
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -34,21 +34,12 @@ def resident() -> float:
     return pages * PAGE / 2**20
 
 
-def waiting_on(topic: str) -> type[UserCreated]:
-    """The event, on another topic."""
-
-    class Waiting(UserCreated):
-        __topic__ = topic
-
-    return Waiting
-
-
 async def hold(url: str, topic: str) -> None:
     """In a process of its own: a listener whose handlers never return, and what it takes."""
     listener = EventListener.from_url(url, group=topic)  # the last one's group misses it for long
     begun = asyncio.Event()
 
-    @listener.handler(waiting_on(topic))
+    @listener.handler(on_topic(topic))
     async def handle(event: Event[UserCreated]) -> None:
         begun.set()
         await asyncio.Event().wait()
@@ -73,7 +64,7 @@ async def held(url: str, topic: str, events: int) -> float:
     assert child.stdin is not None
     assert child.stdout is not None
     await child.stdout.readline()
-    event = waiting_on(topic)
+    event = on_topic(topic)
     async with EventEmitter.from_url(url) as emitter:
         for first in range(0, events, AT_ONCE):
             some = range(first, min(first + AT_ONCE, events))
@@ -88,13 +79,11 @@ async def on(name: str, broker: Any, url: str) -> list[Samples]:
     """Fewer and more events waiting, each time on a topic of their own."""
     samples = []
     for events in WAITING:
-        found = Samples(f"{name}, {events:,} waiting", OURS, "")
-        for number in range(REPEATS):
-            topic = f"waiting_{events}_{number}"
-            if isinstance(broker, Kafka):
-                await asyncio.to_thread(broker.create_topic, topic, 4)
-            found.walls.append(await held(url, topic, events))
-        samples.append(found)
+        topic = f"waiting_{events}"
+        if isinstance(broker, Kafka):
+            await asyncio.to_thread(broker.create_topic, topic, 4)
+        found = [await held(url, topic, events)]
+        samples.append(Samples(f"{name}, {events:,} waiting", OURS, "", found))
     return samples
 
 

@@ -37,6 +37,15 @@ class UserCreated(EventBase):
     timestamp: int
 
 
+def on_topic(topic: str) -> type[UserCreated]:
+    """The same on another topic."""
+
+    class Elsewhere(UserCreated):
+        __topic__ = topic
+
+    return Elsewhere
+
+
 class Body(BaseModel):
     """The others'."""
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -53,7 +54,7 @@ BACKLOG, FEWER = scaled(20_000), scaled(2_000)  # fewer for who commits each eve
 CONFIRMED = "all replicas, idempotent"
 
 E = TypeVar("E")
-_groups = (f"group{number}" for number in itertools.count())
+_groups = (f"group{os.getpid()}_{number}" for number in itertools.count())
 
 
 class Log:
@@ -189,10 +190,10 @@ async def peer_handling(broker: Kafka, policy: AckPolicy, count: int) -> Cost:
     return handled.cost
 
 
-async def listening(broker: Kafka, log: Log) -> Cost:
+async def listening(url: str, log: Log) -> Cost:
     """An EventListener; what it handled is committed in the end."""
     handled, group = Handled(BACKLOG), next(_groups)
-    listener = EventListener.from_url(broker.url, group=group)
+    listener = EventListener.from_url(url, group=group)
 
     @listener.handler(UserCreated)
     async def handle(event: Event[UserCreated], db: Annotated[str, Depends(database)]) -> None:
@@ -204,11 +205,16 @@ async def listening(broker: Kafka, log: Log) -> Cost:
     return handled.cost
 
 
-async def handling(broker: Kafka, log: Log) -> list[Work]:
-    """A backlog, worked off by one process."""
-    async with EventEmitter.from_url(broker.url) as emitter:
+async def fill(url: str, log: Log) -> None:
+    """Emit the backlog, to a topic that was empty."""
+    async with EventEmitter.from_url(url) as emitter:
         await emitter.emit_many([created(number) for number in range(BACKLOG)])
     check("on the broker", await log.size(), BACKLOG)
+
+
+async def handling(broker: Kafka, log: Log) -> list[Work]:
+    """A backlog, worked off by one process."""
+    await fill(broker.url, log)
     first = partial(peer_handling, broker, AckPolicy.ACK_FIRST, BACKLOG)
     each = partial(peer_handling, broker, AckPolicy.ACK, FEWER)
     work = await compare(
@@ -217,7 +223,7 @@ async def handling(broker: Kafka, log: Log) -> list[Work]:
             Contender("async for", BARE, partial(looping, broker), "auto-commit: may lose"),
             Contender("ACK_FIRST", PEER, first, "auto-commit: may lose"),
             Contender("ACK", PEER, each, "at least once"),
-            Contender("EventListener", OURS, partial(listening, broker, log), "at least once"),
+            Contender("EventListener", OURS, partial(listening, broker.url, log), "at least once"),
         ],
     )
     return [work]

@@ -209,13 +209,18 @@ class Handling:
         return watch.cost
 
 
-async def dispatching() -> list[Work]:
-    """A handler without a dependency, with an async and with a sync one."""
+async def emitted() -> list[MemoryMessage]:
+    """The events as they travel."""
     producer = MemoryProducer()
     async with EventEmitter(producer) as emitter:
         for number in range(EVENTS):
             await emitter.emit(created(number))
-    messages = list(producer.messages)
+    return list(producer.messages)
+
+
+async def dispatching() -> list[Work]:
+    """A handler without a dependency, with an async and with a sync one."""
+    messages = await emitted()
     payloads = [each.payload for each in messages]
     cases: dict[str, Callable[..., Any] | None] = {
         "no dependency": None,

@@ -16,6 +16,9 @@ from typing import Any, Self, TypeVar
 BARE, PEER, OURS = "bare", "FastStream", "Dispytch"
 """Whose a contender is."""
 
+LOOP = "event loop"
+"""In place of these: all do our work, each on another event loop."""
+
 _scale = float(os.environ.get("DISPYTCH_BENCH_SCALE", "1"))
 ROUNDS = int(os.environ.get("DISPYTCH_BENCH_ROUNDS", "7"))
 """How many count, after one that warms up."""
@@ -47,7 +50,7 @@ class Contender:
 
     Attributes:
         name: what it is.
-        side: BARE, PEER or OURS.
+        side: BARE, PEER or OURS; or LOOP.
         run: does it once, checks that all of it was done, and tells what it cost.
         guarantee: what is promised of the events.
     """
@@ -89,9 +92,9 @@ class Work:
 
     @property
     def base(self) -> Samples | None:
-        """What the others are compared with: the first, if it is a bare client."""
+        """What the others are compared with: the first, if it is a bare client, or a loop."""
         first = self.contenders[0]
-        return first if first.side == BARE else None
+        return first if first.side in {BARE, LOOP} else None
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Self:
@@ -166,14 +169,18 @@ class Handled:
 
     @property
     def cost(self) -> Cost:
-        """Per event.
+        """Per event; see `verify` for what it raises."""
+        self.verify()
+        return self._watch.cost
+
+    def verify(self) -> None:
+        """All came, once.
 
         Raises:
             RuntimeError: events are missing, or came twice.
         """
         check("handled", len(set(self.numbers)), self._expected)
         check("handled, with doubles", len(self.numbers), self._expected)
-        return self._watch.cost
 
 
 def check(what: str, found: int, expected: int) -> None:
@@ -187,15 +194,20 @@ def check(what: str, found: int, expected: int) -> None:
 
 
 async def compare(
-    title: str, contenders: Iterable[Contender], *, unit: str = "µs", rounds: int = ROUNDS
+    title: str,
+    contenders: Iterable[Contender],
+    *,
+    unit: str = "µs",
+    rounds: int = ROUNDS,
+    warm_up: bool = True,
 ) -> Work:
-    """Let all run, round by round, every other round backwards; the first round warms up."""
+    """Let all run, round by round, every other round backwards; one round before warms up."""
     all_of_them = list(contenders)
     work = Work(
         title, [Samples(each.name, each.side, each.guarantee) for each in all_of_them], unit
     )
     pairs = list(zip(all_of_them, work.contenders, strict=True))
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for contender, samples in pairs if number % 2 else reversed(pairs):
             cost = await contender.run()
             if number:
@@ -213,7 +225,7 @@ def show(work: Work) -> None:
         ratio = f"{statistics.median(samples.ratios(base)):8.2f}" if base else ""
         cpus = spread(samples.cpus) if any(samples.cpus) else ""
         late = f"  p99 {percentile(samples.walls):.2f}" if len(samples.walls) >= 100 else ""
-        name = f"{samples.side} {samples.name}".strip()
+        name = samples.name if samples.side == LOOP else f"{samples.side} {samples.name}".strip()
         print(f"  {name:<48} {spread(samples.walls)} {ratio}  {cpus}{late}", flush=True)
 
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from bench.measuring import OURS, PEER, Work
+from bench.measuring import BARE, OURS, PEER, Work
 
 LEFT, WIDTH, ROW, GAP, TOP = 390, 470, 15, 9, 46
 FROM, TO = 0.1, 100.0
@@ -17,7 +17,7 @@ def svg(works: Sequence[Work]) -> str:
     bars: list[str] = []
     height = TOP
     for work in works:
-        if work.base is None or work.unit == "ms":
+        if work.base is None or work.base.side != BARE or work.unit == "ms":
             continue
         rows = list(_rows(work))
         middle = height + len(rows) * ROW / 2 + 4

@@ -70,6 +70,13 @@ def emitted(
     return run
 
 
+async def bind(channel: AbstractChannel) -> None:
+    """Have the queue get what is emitted."""
+    queue = await channel.declare_queue(QUEUE, durable=True)
+    exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
+    await queue.bind(exchange, QUEUE)
+
+
 async def purged(channel: AbstractChannel, name: str) -> int:
     """Empty a queue; how many were in it."""
     queue = await channel.get_queue(name, ensure=False)
@@ -78,9 +85,7 @@ async def purged(channel: AbstractChannel, name: str) -> int:
 
 async def emitting(broker: RabbitMQ, channel: AbstractChannel) -> list[Work]:
     """1,000 in flight, and one by one."""
-    queue = await channel.declare_queue(QUEUE, durable=True)
-    exchange = await channel.declare_exchange(EXCHANGE, "topic", durable=True)
-    await queue.bind(exchange, QUEUE)
+    await bind(channel)
     ours = [created(number) for number in range(TOGETHER)]
     theirs = [plain(number) for number in range(TOGETHER)]
     to = RabbitExchange(EXCHANGE, type=ExchangeType.TOPIC, durable=True)
@@ -149,7 +154,7 @@ def worked_off(
     return run
 
 
-async def consuming(broker: RabbitMQ, handled: Handled) -> None:
+async def consuming(url: str, handled: Handled) -> None:
     """A callback of aio-pika."""
 
     async def handle(incoming: AbstractIncomingMessage) -> None:
@@ -157,7 +162,7 @@ async def consuming(broker: RabbitMQ, handled: Handled) -> None:
             event, _ = READ(incoming.body)["body"], await database()
             handled.note(event.timestamp)
 
-    async with await aio_pika.connect_robust(broker.url) as connection, connection.channel() as own:
+    async with await aio_pika.connect_robust(url) as connection, connection.channel() as own:
         await own.set_qos(PREFETCH)
         queue = await own.get_queue("plain")
         tag = await queue.consume(handle)
@@ -165,11 +170,9 @@ async def consuming(broker: RabbitMQ, handled: Handled) -> None:
         await queue.cancel(tag)
 
 
-async def peer_consuming(broker: RabbitMQ, handled: Handled) -> None:
+async def peer_consuming(url: str, handled: Handled) -> None:
     """A subscriber of FastStream."""
-    peer = RabbitBroker(
-        broker.url, logger=peers.SILENT, default_channel=Channel(prefetch_count=PREFETCH)
-    )
+    peer = RabbitBroker(url, logger=peers.SILENT, default_channel=Channel(prefetch_count=PREFETCH))
     queue = RabbitQueue("peer", queue_type=QueueType.QUORUM, durable=True)
     subscriber = peer.subscriber(queue, ack_policy=AckPolicy.ACK)
     subscriber(peers.handler(handled, database))
@@ -178,15 +181,15 @@ async def peer_consuming(broker: RabbitMQ, handled: Handled) -> None:
         await handled.done.wait()
 
 
-async def listening(broker: RabbitMQ, handled: Handled) -> None:
+async def listening(url: str, handled: Handled) -> None:
     """An EventListener."""
-    async with listener_of(broker, handled):
+    async with listener_of(url, handled):
         await handled.done.wait()
 
 
-def listener_of(broker: RabbitMQ, handled: Handled) -> EventListener:
+def listener_of(url: str, handled: Handled) -> EventListener:
     """One that notes what it handles."""
-    listener = EventListener.from_url(broker.url, group="bench")
+    listener = EventListener.from_url(url, group="bench")
 
     @listener.handler(UserCreated)
     async def handle(event: Event[UserCreated], db: Annotated[str, Depends(database)]) -> None:
@@ -199,7 +202,7 @@ async def handling(broker: RabbitMQ, channel: AbstractChannel) -> list[Work]:
     """A backlog, worked off by one process."""
     for name in ("plain", "peer"):
         await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-    async with listener_of(broker, Handled(BACKLOG)):
+    async with listener_of(broker.url, Handled(BACKLOG)):
         pass  # it has declared its queue
     consumers = {
         "aio-pika's callback, prefetch 100": (BARE, "plain", consuming),
@@ -210,7 +213,10 @@ async def handling(broker: RabbitMQ, channel: AbstractChannel) -> list[Work]:
         f"handle, RabbitMQ, a backlog of {BACKLOG:,}, one async dependency",
         [
             Contender(
-                name, side, worked_off(channel, queue, partial(consume, broker)), "at least once"
+                name,
+                side,
+                worked_off(channel, queue, partial(consume, broker.url)),
+                "at least once",
             )
             for name, (side, queue, consume) in consumers.items()
         ],

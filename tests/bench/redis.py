@@ -7,6 +7,7 @@ everysec).
 import asyncio
 import gc
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -38,6 +39,7 @@ from bench.measuring import (
 )
 from bench.redis_plain import GROUP, Working, append, pipelined, pooled, wait_for
 from brokers.redis import Redis
+from brokers.redis_access import RedisAccess
 from dispytch import Depends, Event, EventEmitter, EventListener, Subscription
 from dispytch_redis import RedisConnection, RedisConsumer
 
@@ -48,14 +50,14 @@ STREAMS = [f"dispytch:stream:user_events:{number}" for number in range(16)]
 
 E = TypeVar("E")
 Emit = Callable[[Sequence[E]], Awaitable[object]]
-_groups = (f"group{number}" for number in itertools.count())
+_groups = (f"group{os.getpid()}_{number}" for number in itertools.count())
 
 
 # Emitting
 
 
 def emitted(
-    broker: Redis, streams: Sequence[str], ready: Sequence[E], emit: Emit[E]
+    broker: RedisAccess, streams: Sequence[str], ready: Sequence[E], emit: Emit[E]
 ) -> Callable[[], Awaitable[Cost]]:
     """Emits these; they are there then, and deleted."""
 
@@ -126,7 +128,9 @@ async def emitting(broker: Redis) -> list[Work]:
 # Handling
 
 
-def check_done(broker: Redis, streams: Sequence[str], group: str, handled: Sequence[int]) -> None:
+def check_done(
+    broker: RedisAccess, streams: Sequence[str], group: str, handled: Sequence[int]
+) -> None:
     """All were handled, once, and the server knows; the group is deleted."""
     check("handled", len(set(handled)), MANY)
     check("handled, with doubles", len(handled), MANY)
@@ -176,7 +180,7 @@ async def receiving(broker: Redis) -> Cost:
     return watch.cost
 
 
-async def listening(broker: Redis) -> Cost:
+async def listening(broker: RedisAccess) -> Cost:
     """An EventListener, its start included, until the server knows that all is done."""
     group, handled = next(_groups), Handled(MANY)
     with Watch(MANY) as watch:

@@ -1,6 +1,7 @@
 """What was measured, as JSON, as the tables of docs/performance.md, and as a plot."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench import plot
-from bench.measuring import BARE, OURS, PEER, Samples, Work, half_width, percentile
+from bench.measuring import BARE, LOOP, OURS, PEER, Samples, Work, half_width, percentile
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORD, GROWTH, PLOT, PAGE = "bench.json", "bench-growth.json", "bench.svg", "performance.md"
@@ -28,6 +29,7 @@ _PACKAGES = (
     "aiormq",
     "redis",
     "faststream",
+    "uvloop",
 )
 _END = "<!-- end of what is generated -->"
 
@@ -47,19 +49,7 @@ class Report:
     @classmethod
     def of(cls, works: list[Work]) -> Self:
         """What was measured just now."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        return cls(
-            {
-                "date": datetime.now(UTC).date().isoformat(),
-                "python": platform.python_version(),
-                "system": platform.system(),
-                "machine": platform.machine(),
-                "processors": os.cpu_count(),
-                "memory_gib": round(memory),
-                "packages": {name: found for name in _PACKAGES if (found := _version(name))},
-            },
-            works,
-        )
+        return cls(now(), works)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -73,6 +63,20 @@ class Report:
         lines = ",\n  ".join(json.dumps(each) for each in works)
         measured = json.dumps(self.measured)
         path.write_text(f'{{"measured": {measured},\n "works": [\n  {lines}\n]}}\n')
+
+
+def now() -> dict[str, Any]:
+    """When it is, with what, on what."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "memory_gib": round(memory),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
 
 
 def _version(package: str) -> str | None:
@@ -91,7 +95,7 @@ def _rounded(text: str) -> float:
 
 def table(report: Report) -> str:
     """The Markdown of a run: the ratios, and everything."""
-    ratios = [_ratio_row(work) for work in report.works if work.base is not None]
+    ratios = [_ratio_row(work) for work in _compared(report.works, BARE)]
     lines = [
         _begin("bench"),
         "",
@@ -102,6 +106,7 @@ def table(report: Report) -> str:
         _row("Work", "bare client: 1", PEER, OURS),
         _row("---", "---", "---", "---"),
         *ratios,
+        *_loops(report.works),
         "",
         "### Everything",
         "",
@@ -122,6 +127,27 @@ def told(measured: dict[str, Any]) -> str:
         f"({measured['machine']}), {measured['processors']} processors, "
         f"{measured['memory_gib']} GiB; {packages}."
     )
+
+
+def _compared(works: Sequence[Work], side: str) -> list[Work]:
+    """Those compared with one of this side."""
+    return [work for work in works if work.base is not None and work.base.side == side]
+
+
+def _loops(works: Sequence[Work]) -> list[str]:
+    """The table of event loops, if they were measured."""
+    found = _compared(works, LOOP)
+    if not found:
+        return []
+    names = [each.name for each in found[0].contenders]
+    lines = ["", "### Event loops", "", _row("Dispytch's work", f"{names[0]}: 1", *names[1:])]
+    lines.append(_row("---", *["---:"] * len(names)))
+    for work in found:
+        base, *others = work.contenders
+        title = work.title.partition(": ")[2]
+        time = f"{_number(statistics.median(base.walls))} {work.unit}"
+        lines.append(_row(title, time, *(compared(work, base, each) for each in others)))
+    return lines
 
 
 def _ratio_row(work: Work) -> str:
@@ -218,25 +244,24 @@ def publish(works: list[Work], directory: Path, *, growth: bool) -> None:
 
 
 def compare_with(recorded: Report, works: Sequence[Work]) -> list[str]:
-    """What grew by more than a measurement may."""
+    """What grew by more than a measurement may, the most first."""
     before = {
         (work.title, each.side, each.name): statistics.median(each.ratios(work.base))
         for work in recorded.works
         if work.base is not None
         for each in work.contenders
     }
-    grown = []
+    grown: list[tuple[float, str]] = []
     for work in works:
         if work.base is None:
             continue
         for each in work.contenders:
-            ratio = statistics.median(each.ratios(work.base))
+            ratios = each.ratios(work.base)
+            ratio = statistics.median(ratios)
+            what = f"{work.title}: {each.side} {each.name}: {ratio:.2f} ±{half_width(ratios):.2f}"
             was = before.get((work.title, each.side, each.name))
             if was is None:
-                grown.append(f"{work.title}: {each.side} {each.name}: not recorded")
+                grown.append((math.inf, f"{what}, not recorded"))
             elif ratio > was * GREW:
-                grown.append(
-                    f"{work.title}: {each.side} {each.name}: {ratio:.2f}, recorded {was:.2f} "
-                    f"(+{(ratio / was - 1) * 100:.0f} %)"
-                )
-    return grown
+                grown.append((ratio / was, f"{what}, recorded {was:.2f} (+{ratio / was - 1:.0%})"))
+    return [told for _, told in sorted(grown, key=lambda each: -each[0])]

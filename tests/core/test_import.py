@@ -40,6 +40,38 @@ sys.exit(repr(extra) if extra else 0)
     run(code, tmp_path)
 
 
+def test_declaring_handlers_needs_nothing_that_runs_them(tmp_path: Path) -> None:
+    """Routers and their handlers import no plugins, no URLs, nothing that works events off."""
+    code = """
+import asyncio, sys
+from typing import Annotated
+from pydantic import BaseModel
+class Plain(BaseModel):
+    n: int
+before = set(sys.modules)
+from dispytch import Depends, Event, EventBase, EventEmitter, EventListener, Router, TopicSegment
+class Counted(EventBase):
+    __topic__ = "counted.{n}"
+    __event_type__ = "counted"
+    n: int
+router = Router()
+def db() -> str:
+    return "db"
+@router.handler(Counted)
+async def count(
+    event: Event[Counted], n: Annotated[int, TopicSegment()], db: Annotated[str, Depends(db)]
+) -> None:
+    pass
+new = set(sys.modules) - before
+late = {f"dispytch.{name}" for name in ("plugins", "backend", "url", "hooks", "memory")}
+late |= {f"dispytch.listener.{name}" for name in ("session", "dispatcher", "routing", "outcome")}
+late |= {"pluggy", "importlib_metadata", "urllib.parse", "difflib", "click",
+         "concurrent.futures.thread", "pydantic.functional_serializers"}
+sys.exit(repr(late & new) if late & new else 0)
+"""
+    run(code, tmp_path)
+
+
 def test_public_names_come_when_asked_for(tmp_path: Path) -> None:
     """Every public name is an attribute of the package, `plugins` included, with nothing before."""
     for name in dispytch.__all__:

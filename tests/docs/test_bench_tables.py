@@ -3,6 +3,7 @@
 import pytest
 
 from bench import plot, report
+from bench.measuring import LOOP, Samples, Work
 
 PAGE = report.DOCS / report.PAGE
 
@@ -20,6 +21,19 @@ def test_plot_is_of_what_is_recorded() -> None:
     """The same for the plot."""
     recorded = report.Report.read(report.DOCS / report.RECORD)
     assert plot.svg(recorded.works) == (report.DOCS / report.PLOT).read_text()
+
+
+def test_event_loops_have_a_table_of_their_own() -> None:
+    """They are no clients: neither the table of ratios nor the plot has them."""
+    loops = [Samples("asyncio", LOOP, "", [2.0, 2.0]), Samples("uvloop", LOOP, "", [1.0, 1.0])]
+    work = Work("event loops: handle, Kafka", loops)
+    recorded = report.Report.read(report.DOCS / report.RECORD)
+    ratios, _, loops_table = report.table(
+        report.Report(recorded.measured, [*recorded.works, work])
+    ).partition("### Event loops")
+    assert "handle, Kafka |" not in ratios
+    assert "| handle, Kafka | 2 µs | **0.50** ±0.00 |" in loops_table
+    assert "event loops" not in plot.svg([*recorded.works, work])
 
 
 @pytest.mark.parametrize(("factor", "told"), [(1.0, 0), (1.1, 0), (1.2, 1)])

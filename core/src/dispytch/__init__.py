@@ -102,34 +102,30 @@ if TYPE_CHECKING:
     from dispytch.envelope import Deserializer, Envelope, Serializer
     from dispytch.hooks import hookimpl
     from dispytch.listener import (
-        Ack,
-        DeadLetter,
         Depends,
-        Drop,
         Event,
         EventListener,
         HandleContext,
         Health,
-        Outcome,
         Retry,
-        RetryLater,
         Router,
         TopicSegment,
     )
+    from dispytch.listener.outcome import Ack, DeadLetter, Drop, Outcome, RetryLater
     from dispytch.producer import Outgoing, Producer, Receipt
     from dispytch.url import Connection
 else:  # out of sight of type checkers, which would take any misspelt name for one of these
     _HOMES = {
-        "Ack": "dispytch.listener",
+        "Ack": "dispytch.listener.outcome",
         "Backend": "dispytch.backend",
         "Capabilities": "dispytch.backend",
         "Connection": "dispytch.url",
         "Consumer": "dispytch.consumer",
-        "DeadLetter": "dispytch.listener",
+        "DeadLetter": "dispytch.listener.outcome",
         "Delivery": "dispytch.consumer",
         "Depends": "dispytch.listener",
         "Deserializer": "dispytch.envelope",
-        "Drop": "dispytch.listener",
+        "Drop": "dispytch.listener.outcome",
         "EmitContext": "dispytch.emitter",
         "Envelope": "dispytch.envelope",
         "Event": "dispytch.listener",
@@ -137,12 +133,12 @@ else:  # out of sight of type checkers, which would take any misspelt name for o
         "EventListener": "dispytch.listener",
         "HandleContext": "dispytch.listener",
         "Health": "dispytch.listener",
-        "Outcome": "dispytch.listener",
+        "Outcome": "dispytch.listener.outcome",
         "Outgoing": "dispytch.producer",
         "Producer": "dispytch.producer",
         "Receipt": "dispytch.producer",
         "Retry": "dispytch.listener",
-        "RetryLater": "dispytch.listener",
+        "RetryLater": "dispytch.listener.outcome",
         "Router": "dispytch.listener",
         "Serializer": "dispytch.envelope",
         "Subscription": "dispytch.consumer",

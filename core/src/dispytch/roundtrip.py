@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, cast, get_args
 
-from pydantic import AliasChoices, BaseModel, SecretBytes, SecretStr
+from pydantic import AliasChoices, BaseModel, ConfigDict, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic.functional_serializers import PlainSerializer, WrapSerializer
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from dispytch.errors import EncodeError, EventDefinitionError
@@ -67,24 +66,32 @@ def _problem(model: type[BaseModel], name: str, field: FieldInfo) -> str | None:
             f"is written as {written!r} but read as {' or '.join(map(repr, accepted))}; "
             "give it one `alias`, or the matching validation_alias"
         )
+    problem = _lost_by_itself(model.model_config, field)
+    return None if problem and _has_serializer(model, name, field) else problem
+
+
+def _lost_by_itself(config: ConfigDict, field: FieldInfo) -> str | None:
+    mentioned = list(_mentioned(field.annotation))  # no set: metadata may be unhashable
+    if (bytes in mentioned or bytearray in mentioned) and (
+        config.get("ser_json_bytes", "utf8") != config.get("val_json_bytes", "utf8")
+    ):
+        return "holds bytes; set val_json_bytes to the same as ser_json_bytes"
+    if SecretStr in mentioned or SecretBytes in mentioned:
+        return "is a secret, written as asterisks; give it a field_serializer or leave it out"
+    return None
+
+
+def _has_serializer(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
+    """Whether a field is written by a function of the user's."""
+    from pydantic import PlainSerializer, WrapSerializer  # noqa: PLC0415 - 2 ms, needed by few
+
     decorated = any(
         name in decorator.info.fields or "*" in decorator.info.fields
         for decorator in model.__pydantic_decorators__.field_serializers.values()
     )
-    serialized = decorated or any(
+    return decorated or any(
         isinstance(item, PlainSerializer | WrapSerializer) for item in field.metadata
     )
-    mentioned = list(_mentioned(field.annotation))  # no set: metadata may be unhashable
-    config = model.model_config
-    if (
-        not serialized
-        and (bytes in mentioned or bytearray in mentioned)
-        and config.get("ser_json_bytes", "utf8") != config.get("val_json_bytes", "utf8")
-    ):
-        return "holds bytes; set val_json_bytes to the same as ser_json_bytes"
-    if not serialized and (SecretStr in mentioned or SecretBytes in mentioned):
-        return "is a secret, written as asterisks; give it a field_serializer or leave it out"
-    return None
 
 
 def _accepted(model: type[BaseModel], name: str, field: FieldInfo) -> list[str]:

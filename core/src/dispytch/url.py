@@ -29,7 +29,12 @@ class Connection(BaseModel):
         path: percent-decoded, with its leading slash; empty if absent.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        defer_build=True,  # who brings a client of their own never reads a URL
+    )
 
     scheme: str = Field(description="the URL's scheme, in lower case")
     user: SecretStr | None = Field(None, description="the URL's user, percent-decoded")

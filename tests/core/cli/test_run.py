@@ -144,6 +144,32 @@ def test_run_function_that_returns_a_listener(service):
     assert service.end(process) == 0
 
 
+def test_run_loop_uvloop_runs_handlers_on_it(service, tmp_path):
+    """--loop uvloop: the listener runs on uvloop, in workers too, and ends in order."""
+    (tmp_path / "loops.py").write_text(
+        "import asyncio\n"
+        "from service import listener, note\n"
+        "async def told(ctx, call_next):\n"
+        "    note(type(asyncio.get_running_loop()).__module__)\n"
+        "    await call_next()\n"
+        "listener.add_middleware(told)\n"
+    )
+    for arguments in ((), ("--workers", "2")):
+        process = service.start("run", "loops:listener", "--loop", "uvloop", *arguments)
+        service.order("order")
+        service.noted("uvloop")
+        assert service.end(process) == 0
+        (service.notes / "uvloop").unlink()
+
+
+def test_run_loop_that_is_not_installed_says_how_to_install_it(run, monkeypatch):
+    """Nothing is imported or started: status 2, and what to install."""
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    result = run("run", "no_such_module:listener", "--loop", "uvloop", "--workers", "2")
+    assert result.exit_code == 2
+    assert "uvloop is not installed: pip install uvloop" in result.stderr
+
+
 def test_run_workers_share_the_work_and_drain(service):
     """--workers are processes; SIGTERM to the parent drains all, and the status is 0."""
     process = service.start("run", SERVICE, "--workers", "2")

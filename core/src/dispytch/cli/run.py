@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ _THREADS_TIMEOUT = 1.0  # seconds for threads to notice that nothing more comes
     metavar="SECONDS",
     help="What handlers get to finish at the end; instead of the listener's own.",
 )
+@click.option(
+    "--loop",
+    type=click.Choice(["asyncio", "uvloop"]),
+    default="asyncio",
+    show_default=True,
+    help="The event loop that handlers run on; uvloop must be installed.",
+)
 @click.option("--worker", is_flag=True, hidden=True, help="Standard input is the supervisor.")
 def run(
     *,
@@ -58,6 +66,7 @@ def run(
     reload: bool,
     app_dir: Path,
     drain_timeout: float | None,
+    loop: str,
     worker: bool,
 ) -> None:
     """Run a listener: the name LISTENER in MODULE, or a function there that returns one.
@@ -68,9 +77,10 @@ def run(
     Exit status: 0 ended in order, 1 ended by an error, 2 called wrongly, 3 handlers did not finish
     in time and were killed.
     """
+    loop_factory = _loop_factory(loop)
     if workers > 1 or reload:
         command = [sys.executable, "-m", "dispytch", "run", target, "--worker"]
-        command += ["--app-dir", str(app_dir)]
+        command += ["--app-dir", str(app_dir), "--loop", loop]
         if drain_timeout is not None:
             command += ["--drain-timeout", str(drain_timeout)]
         log_to_stderr()
@@ -81,9 +91,22 @@ def run(
         listener.options = dataclasses.replace(listener.options, drain_timeout=drain_timeout)
     log_to_stderr()
     try:
-        asyncio.run(_supervised(listener) if worker else listener.run())
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(_supervised(listener) if worker else listener.run())
     finally:
         _end_threads()
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the event loop; None: asyncio does."""
+    if loop == "asyncio":
+        return None
+    try:
+        module: Any = importlib.import_module(loop)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{loop} is not installed: pip install {loop}") from error
+    factory: Callable[[], asyncio.AbstractEventLoop] = module.new_event_loop
+    return factory
 
 
 def log_to_stderr() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dispytch import plugins
 from dispytch.config import Given, checked, merge, own_layer
 from dispytch.emitter.batch import Batch, emit_lanes
 from dispytch.emitter.context import EmitContext, Middleware, chain, returned
@@ -22,7 +21,6 @@ from dispytch.errors import (
 )
 from dispytch.event import EventBase
 from dispytch.producer import Outgoing, Producer, Receipt, past_deadline
-from dispytch.url import connect
 
 __all__ = ["EventEmitter"]
 
@@ -72,6 +70,8 @@ class EventEmitter:
         self._observers = Observers()
         self._chain = chain(middleware, self._send_context)
         self._lifecycle, self._deadlines = Lifecycle(producer, timeout), Deadlines()
+        from dispytch import plugins  # noqa: PLC0415 - as in from_url
+
         plugins.announce("dispytch_emitter_created", emitter=self)
 
     @classmethod
@@ -90,6 +90,9 @@ class EventEmitter:
             ConfigError: the URL or one of its options is wrong; its values are not repeated.
             PluginError: no installed backend serves the scheme, or its plugin can't be loaded.
         """
+        from dispytch import plugins  # noqa: PLC0415 - modules that only name the class need none
+        from dispytch.url import connect  # noqa: PLC0415
+
         backend = plugins.backend_for_url(url)
         if backend.connection is None:
             raise ConfigError(

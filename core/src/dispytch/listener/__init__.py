@@ -5,7 +5,6 @@ from dispytch.listener.health import Health
 from dispytch.listener.injection import Depends
 from dispytch.listener.listener import EventListener, Override
 from dispytch.listener.options import ListenerOptions
-from dispytch.listener.outcome import Ack, DeadLetter, Drop, Outcome, RetryLater
 from dispytch.listener.received import Event, HandleContext, ListenerMiddleware
 from dispytch.listener.router import Router
 from dispytch.listener.segment import TopicSegment
@@ -15,21 +14,16 @@ __all__ = [
     "DEAD_LETTER_HEADERS",
     "FOR_GROUP",
     "FOR_HANDLERS",
-    "Ack",
     "Counts",
-    "DeadLetter",
     "Depends",
-    "Drop",
     "Event",
     "EventListener",
     "HandleContext",
     "Health",
     "ListenerMiddleware",
     "ListenerOptions",
-    "Outcome",
     "Override",
     "Retry",
-    "RetryLater",
     "Router",
     "Timers",
     "TopicSegment",

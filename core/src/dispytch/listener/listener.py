@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
-from dispytch import plugins
 from dispytch.consumer import Consumer
 from dispytch.errors import ConfigError, HandlerDefinitionError
 from dispytch.listener.handler import Handler, Surroundings, pattern_of
@@ -17,10 +16,11 @@ from dispytch.listener.health import Health
 from dispytch.listener.options import ListenerOptions, Options
 from dispytch.listener.received import ListenerMiddleware
 from dispytch.listener.router import Declared, Placed, Router, already
-from dispytch.listener.session import Session
 from dispytch.listener.signature import located, name_of
 from dispytch.listener.work import Counts, Timers
-from dispytch.url import connect
+
+if TYPE_CHECKING:
+    from dispytch.listener.session import Session
 
 __all__ = ["EventListener", "Override"]
 
@@ -74,6 +74,8 @@ class EventListener(Router):
         self._session: Session | None = None
         self.counts = Counts()
         self.timers: Timers | None = None
+        from dispytch import plugins  # noqa: PLC0415 - as in from_url
+
         plugins.announce("dispytch_listener_created", listener=self)
 
     @classmethod
@@ -86,6 +88,9 @@ class EventListener(Router):
             ConfigError: the URL or an option is wrong; the URL's values are not repeated.
             PluginError: no installed backend serves the scheme, or its plugin can't be loaded.
         """
+        from dispytch import plugins  # noqa: PLC0415 - modules that declare handlers need no URLs
+        from dispytch.url import connect  # noqa: PLC0415
+
         backend = plugins.backend_for_url(url)
         if backend.connection is None:
             raise ConfigError(
@@ -207,6 +212,8 @@ class EventListener(Router):
         if self._session is not None:
             self._session.check_loop()
             return
+        from dispytch.listener.session import Session  # noqa: PLC0415 - to run, not to declare
+
         session = self._session = Session(self._handlers, self.consumer, self.options)
         session.dispatcher.counts = self.counts
         if self.timers is not None:
