@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeAlias
 
-from aiormq import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
+from aiormq import ChannelAccessRefused, ChannelNotFoundEntity
 from aiormq.abc import AbstractChannel
 
 from dispytch import EmitRejected
@@ -142,9 +142,7 @@ class Publisher:
         told = await wire.publish(message)
         if isinstance(told, BaseException):
             self._learn(message, told, alone=alone)
-            if not isinstance(told, PublishError):
-                raise emit_error(told, alone=alone, login=self._login)
-            return False
+            raise emit_error(told, alone=alone, login=self._login)
         if told is not None and alone:
             self._learn(message, None, alone=True)
         return told

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
 import pamqp.frame
-from aiormq import spec
+from aiormq import PublishError, spec
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from dispytch_rabbitmq.errors import CLIENT_ERRORS
@@ -274,8 +274,8 @@ class _Confirmation:
         self._tell(not isinstance(result, DeliveredMessage))
 
     def set_exception(self, error: BaseException) -> None:
-        """The broker refused it, or can't tell any more."""
-        self._tell(error)
+        """The broker gave it back or refused it, or can't tell any more."""
+        self._tell(False if isinstance(error, PublishError) else error)
 
     def drop(self) -> None:
         """The channel has ended: what was not written never will be."""
