@@ -222,6 +222,30 @@ async def test_same_message_id_waits_for_the_earlier_one(deaf: Any) -> None:
     assert await tasks[1] is True
 
 
+async def test_same_message_id_waits_also_where_both_waited_for_their_turn(deaf: Any) -> None:
+    """Held back together, the two do not go out together."""
+    wire = Wire(deaf)
+    async with deaf.lock:
+        same = [message_to("q", message_id="same") for _ in range(2)]
+        tasks = [asyncio.create_task(wire.publish(message)) for message in same]
+        await asyncio.sleep(0)
+    await hear(deaf)
+    assert deaf.delivery_tag == 1
+    await hear(deaf, *returned(same[0]), spec.Basic.Ack(1))
+    await hear(deaf, spec.Basic.Ack(2))
+    assert await asyncio.gather(*tasks) == [False, True]
+
+
+async def test_giving_up_one_wire_leaves_the_others_of_its_channel(deaf: Any) -> None:
+    """Two producers may publish on one channel of the user's, and one of them stop."""
+    mine, other = Wire(deaf), Wire(deaf)
+    joined = [join(wire.publish(message_to("q"))) for wire in (mine, other, mine)]
+    mine.give_up(ConnectionError("given up"))
+    assert [each.done() for each in joined] == [True, False, True]
+    await hear(deaf, spec.Basic.Ack(3, multiple=True))
+    assert joined[1].result() is True
+
+
 async def test_giving_up_leaves_what_may_still_be_written_unknown(
     channel: Any, rabbitmq_broker: RabbitMQAccess, queue: str
 ) -> None:

@@ -72,13 +72,13 @@ class Wire:
 
         Cancelled before it could join, it is not written; afterwards it is, and nobody hears of it.
         """
-        if message.mandatory:  # what comes back is told by its id alone
-            while (earlier := self._unconfirmed_of(message.id)) is not None:
-                await asyncio.wait((earlier.told,))
-        while not self._takes_more():
-            if not await self._open_batch():
+        while True:
+            if message.mandatory and (earlier := self._unconfirmed_of(message.id)) is not None:
+                await asyncio.wait((earlier.told,))  # what comes back is told by its id alone
+            elif self._takes_more():
+                return await self._join(message)
+            elif not await self._open_batch():
                 return None
-        return await self._join(message)
 
     def give_up(self, error: BaseException) -> None:
         """Tell all who wait that no confirmation will come."""
@@ -110,7 +110,7 @@ class Wire:
         frames = self._frames(message)
         channel, batch = self._channel, self._batch
         tag = batch.last = channel.delivery_tag = channel.delivery_tag + 1
-        confirmation = channel.confirmations[tag] = _Confirmation(batch)
+        confirmation = channel.confirmations[tag] = _Confirmation(self, batch)
         if message.mandatory:
             ids = channel.message_id_delivery_tag
             ids[message.id] = tag
@@ -186,8 +186,10 @@ class Wire:
     # Confirmations
 
     def _unconfirmed(self) -> "list[_Confirmation]":
-        told = self._channel.confirmations.values()
-        return [each for each in told if isinstance(each, _Confirmation)]
+        all_of_them = self._channel.confirmations.values()
+        return [
+            each for each in all_of_them if isinstance(each, _Confirmation) and each.wire is self
+        ]
 
     def _unconfirmed_of(self, message_id: str) -> "_Confirmation | None":
         channel = self._channel
@@ -242,14 +244,15 @@ class _Confirmation:
     message must still be taken for it, and for no other.
 
     Attributes:
+        wire: on which it was published, which need not be the only one of its channel.
         outcome: what became of it; cancelled by whoever no longer wants to know.
         forget: where the client finds this message by its id: the ids, its own and its number.
     """
 
-    __slots__ = ("_batch", "_told", "forget", "outcome")
+    __slots__ = ("_batch", "_told", "forget", "outcome", "wire")
 
-    def __init__(self, batch: _Batch) -> None:
-        self._batch = batch
+    def __init__(self, wire: Wire, batch: _Batch) -> None:
+        self.wire, self._batch = wire, batch
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.forget: tuple[dict[str, int], str, int] | None = None
         self._told: asyncio.Future[None] | None = None
@@ -295,10 +298,12 @@ class _Confirmation:
 
 
 def _at_once(waiting: Coroutine[Any, Any, None]) -> bool:
-    """Run it to its end if it need not wait; else give it up."""
+    """Run it to its end if it need not wait; else have it cancelled where it waits."""
     try:
         waiting.send(None)
+        waiting.throw(asyncio.CancelledError())  # `close` leaves a lock's waiter there before 3.13
     except StopIteration:
         return True
-    waiting.close()
-    return False
+    except asyncio.CancelledError:
+        return False
+    raise RuntimeError("it would not be cancelled")
