@@ -77,11 +77,12 @@ async def deaf(own_rabbitmq: RabbitMQ) -> AsyncIterator[Any]:
 
 
 async def hear(channel: Any, *frames: Any) -> None:
+    """Have the client hear this, and all that waits for it go on."""
     for frame in frames:
         await channel.frames.put((0, frame))
     await channel.frames.join()
-    await asyncio.sleep(0)  # several at once are told in the loop's next turn
-    await asyncio.sleep(0)
+    for _ in range(10):  # turns of the loop; it takes three or four
+        await asyncio.sleep(0)
 
 
 def returned(message: Message) -> tuple[Any, Any, Any]:
@@ -149,22 +150,31 @@ async def test_cancelled_while_others_hold_the_channel_nothing_is_written(
     assert rabbitmq_broker.queue_size(queue) == 2
 
 
-async def test_other_publishers_of_the_channel_are_told_the_truth(channel: Any, queue: str) -> None:
+async def test_other_publishers_of_the_channel_are_told_the_truth(
+    channel: Any, rabbitmq_broker: RabbitMQAccess, queue: str
+) -> None:
     """The client's own publishing between ours: numbers and places in the stream agree."""
-    wire = Wire(channel)
+    full, wire = f"{queue}-full", Wire(channel)
+    limit = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    rabbitmq_broker.declare_queue(full, arguments=limit)
+    assert await wire.publish(message_to(full)) is True
 
-    async def by_the_client(where: str) -> bool:
+    async def by_the_client(where: str) -> Outcome:
         try:
             await channel.basic_publish(b"{}", routing_key=where, mandatory=True)
         except aiormq.exceptions.PublishError:
             return False
+        except aiormq.exceptions.DeliveryError as error:
+            return error
         return True
 
     async def one(number: int) -> None:
         for step in range(10):
-            where = queue if (number + step) % 3 else NOWHERE
+            where = (queue, full, NOWHERE)[(number + step) % 3]
             publish = by_the_client(where) if number % 2 else wire.publish(message_to(where))
-            assert await publish is (where == queue)
+            told = await publish
+            refused = isinstance(told, aiormq.exceptions.DeliveryError)
+            assert (full if refused else {True: queue, False: NOWHERE}[bool(told)]) == where
 
     await asyncio.gather(*map(one, range(60)))
 
