@@ -53,10 +53,11 @@ class Message:
 
 
 class Forms:
-    """Makes messages; what those of one topic and config have in common is encoded once."""
+    """Makes messages; what those of one type and config have in common is encoded once."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[str, str, str, int], _Form] = {}
+        self._forms: dict[tuple[str, int], _Form] = {}
+        self._exchanges: set[str] = set()
 
     def message(self, out: Outgoing, exchange: str, *, mandatory: bool = False) -> Message:
         """The message for an event.
@@ -69,33 +70,51 @@ class Forms:
         Raises:
             EmitRejected: a value can't travel, naming it.
         """
-        config: RabbitMQEventConfig = out.config or _DEFAULTS
-        known = exchange, out.topic, out.type, id(config)
+        if exchange not in self._exchanges:
+            if problem := bad_exchange(exchange):
+                raise EmitRejected(f"exchange {exchange!r} {problem}")
+            self._exchanges.add(exchange)
+        _check("the topic, which is the routing key,", out.topic)
+        form = self._form(out.type, out.config or _DEFAULTS)
+        message_id, properties, header_size = form.fill(out)
+        config = form.config
+        return Message(
+            exchange,
+            out.topic,
+            out.payload,
+            message_id,
+            config.user_id,
+            properties,
+            mandatory or config.mandatory,
+            header_size,
+        )
+
+    def _form(self, event_type: str, config: RabbitMQEventConfig) -> "_Form":
+        known = event_type, id(config)
         form = self._forms.get(known)
         if form is None:
-            form = _Form(out, exchange, config)
+            form = _Form(event_type, config)
             if len(self._forms) >= _MAX_FORMS:
                 self._forms.clear()
             if not isinstance(config.expiration, datetime):  # else it is another for each event
                 self._forms[known] = form
-        return form.fill(out, mandatory=mandatory)
+        return form
 
 
 class _Form:
-    """All of a message but its body, its id, its key and its time.
+    """All properties of a message but its id, its key and its time.
+
+    Attributes:
+        config: kept, for while it lives no other has its `id()`.
 
     Raises:
         EmitRejected: a value can't travel, naming it.
     """
 
-    def __init__(self, out: Outgoing, exchange: str, config: RabbitMQEventConfig) -> None:
-        if problem := bad_exchange(exchange):
-            raise EmitRejected(f"exchange {exchange!r} {problem}")
-        _check("the topic, which is the routing key,", out.topic)
-        message_type = config.type or out.type
+    def __init__(self, event_type: str, config: RabbitMQEventConfig) -> None:
+        self.config = config
+        message_type = config.type or event_type
         _check("type, by default the event's type,", message_type)
-        self._exchange, self._topic = exchange, out.topic
-        self._config = config  # kept: while it lives, no other has its `id()`
         self._table = encode_table(config.headers)
         first, self._first = encode_fields(
             content_type=config.content_type or "application/json",
@@ -114,13 +133,12 @@ class _Form:
         varying = _FLAGS["message_id"] | _FLAGS["timestamp"]
         self._flags = first | middle | last | varying
 
-    def fill(self, out: Outgoing, *, mandatory: bool) -> Message:
-        """The message of one event."""
-        config = self._config
-        message_id = config.message_id or out.event_id
+    def fill(self, out: Outgoing) -> tuple[str, bytes, int]:
+        """The id and the properties of one event's message, and the size of its headers."""
+        message_id = self.config.message_id or out.event_id
         _check("message_id, by default the event's id,", message_id)
         encoded_id, table = message_id.encode(), self._table_of(out)
-        given = config.timestamp
+        given = self.config.timestamp
         seconds = int(time.time()) if given is None else _seconds(given)
         with_headers = len(table) > _EMPTY
         properties = b"".join(
@@ -135,27 +153,18 @@ class _Form:
                 self._last,
             )
         )
-        return Message(
-            self._exchange,
-            self._topic,
-            out.payload,
-            message_id,
-            config.user_id,
-            properties,
-            mandatory or config.mandatory,
-            len(table),
-        )
+        return message_id, properties, len(table)
 
     def _table_of(self, out: Outgoing) -> bytes:
         """The config's headers, over them those of middleware, over them the key."""
         if not out.headers:
             if out.key is None:
                 return self._table
-            if KEY_HEADER not in self._config.headers and out.key.isascii():
+            if KEY_HEADER not in self.config.headers and out.key.isascii():
                 key = b"".join((_KEY, len(out.key).to_bytes(4), out.key.encode()))
                 body = self._table[_EMPTY:] + key
                 return len(body).to_bytes(4) + body
-        return encode_table(_headers(out, self._config))
+        return encode_table(_headers(out, self.config))
 
 
 def encode_fields(**values: Any) -> tuple[int, bytes]:
@@ -225,6 +234,6 @@ def _expiration(config: RabbitMQEventConfig) -> str | None:
     return str(min(math.ceil(seconds * 1000), int(MAX_EXPIRATION * 1000)))
 
 
-def _seconds(given: datetime | float) -> int:
+def _seconds(given: int | datetime) -> int:
     """Since 1970, as AMQP has its timestamps."""
-    return int(given.timestamp() if isinstance(given, datetime) else given)
+    return int(given.timestamp()) if isinstance(given, datetime) else given

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Coroutine
 from typing import Any, TypeAlias
 
-import pamqp.frame
 from aiormq import PublishError, spec
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
@@ -29,12 +28,13 @@ Else what the client told instead of a confirmation.
 """
 
 _BATCH_SIZE = 65_536
-_MAX_METHODS = 1000
 _FRAME_END = b"\xce"
 _UNLIMITED = 0xFFFF_FFFF
+_METHOD = struct.Struct(">BHIHHH").pack  # type, channel, size; class, method, reserved
 _HEADER = struct.Struct(">BHIHHQ").pack  # type, channel, size; class, weight, size of the body
 _BODY = struct.Struct(">BHI").pack  # type, channel, size
 _BASIC = spec.Basic.frame_id
+_PUBLISH = _BASIC, spec.Basic.Publish.frame_id
 
 
 class Wire:
@@ -55,7 +55,6 @@ class Wire:
         frame_max = channel.connection.connection_tune.frame_max or _UNLIMITED
         self.max_header_size = frame_max - 4096  # other properties: < 3 KiB
         self._max_body_size = frame_max - 8
-        self._methods: dict[tuple[str, str, bool], bytes] = {}
         self._batch = _Batch(0)
         self._batch.close()  # the first message opens another
         self._opening: asyncio.Task[None] | None = None
@@ -137,14 +136,18 @@ class Wire:
         return frames
 
     def _method(self, message: Message) -> bytes:
-        key = message.exchange, message.routing_key, message.mandatory
-        method = self._methods.get(key)
-        if method is None:
-            if len(self._methods) >= _MAX_METHODS:
-                self._methods.clear()
-            frame = spec.Basic.Publish(0, *key)
-            method = self._methods[key] = pamqp.frame.marshal(frame, self._channel.number)
-        return method
+        exchange, key = message.exchange.encode(), message.routing_key.encode()
+        return b"".join(
+            (
+                _METHOD(1, self._channel.number, len(exchange) + len(key) + 9, *_PUBLISH, 0),
+                len(exchange).to_bytes(),
+                exchange,
+                len(key).to_bytes(),
+                key,
+                message.mandatory.to_bytes(),
+                _FRAME_END,
+            )
+        )
 
     # Batches wait for the client's writer
 
