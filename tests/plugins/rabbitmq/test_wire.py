@@ -106,6 +106,17 @@ async def test_returned_messages_among_confirmed_ones_are_told_apart(
     assert not channel.message_id_delivery_tag
 
 
+async def test_messages_held_back_go_out_in_the_order_they_came(
+    channel: Any, rabbitmq_broker: RabbitMQAccess, queue: str
+) -> None:
+    """More than the writer takes at once: what waits does so in its turn."""
+    wire = Wire(channel)
+    messages = [message_to(queue, b"x" * 50_000) for _ in range(200)]
+    assert await asyncio.gather(*map(wire.publish, messages)) == [True] * 200
+    got = await asyncio.to_thread(rabbitmq_broker.read_queue, queue, 200)
+    assert [each.properties["message_id"] for each in got] == [each.id for each in messages]
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_cancelled_messages_take_no_other_ones_outcome(
     channel: Any, rabbitmq_broker: RabbitMQAccess, queue: str, turns: int

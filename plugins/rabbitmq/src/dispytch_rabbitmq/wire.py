@@ -9,6 +9,7 @@ What is used of aiormq beyond what it documents stands here: of a channel its `c
 """
 
 import asyncio
+import contextlib
 import struct
 from collections.abc import Coroutine
 from typing import Any, TypeAlias
@@ -57,7 +58,7 @@ class Wire:
         self._max_body_size = frame_max - 8
         self._batch = _Batch(0)
         self._batch.close()  # the first message opens another
-        self._opening: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self._closing: asyncio.Future[Any] = channel.closing
         self._closing.add_done_callback(self._on_closed)
 
@@ -72,19 +73,19 @@ class Wire:
         Cancelled before it could join, it is not written; afterwards it is, and nobody hears of it.
         """
         while True:
-            if message.mandatory and (earlier := self._unconfirmed_of(message.id)) is not None:
-                await asyncio.wait((earlier.told,))  # what comes back is told by its id alone
-            elif self._takes_more():
+            if self._turn.locked() or not self._has_room():
+                async with self._turn:  # first come, first served
+                    if not await self._make_room():
+                        return None
+            earlier = self._unconfirmed_of(message.id) if message.mandatory else None
+            if earlier is None:
                 return await self._join(message)
-            elif not await self._open_batch():
-                return None
+            await asyncio.wait((earlier.told,))  # what comes back is told by its id alone
 
     def give_up(self, error: BaseException) -> None:
         """Tell all who wait that no confirmation will come."""
         if not self.ended.done():
             self.ended.set_result(None)
-        if self._opening is not None:
-            self._opening.cancel()
         self._closing.remove_done_callback(self._on_closed)
         for confirmation in self._unconfirmed():
             confirmation.set_exception(error)
@@ -151,34 +152,34 @@ class Wire:
 
     # Batches wait for the client's writer
 
-    async def _open_batch(self) -> bool:
-        """Have a batch that takes messages; False where this channel will have none."""
-        if not self._is_open():
-            return False
-        if self._opening is None:  # else others wait already, and come first
-            try:
-                if _at_once(self._put_batch()):
-                    return True
-            except CLIENT_ERRORS:
+    def _has_room(self) -> bool:
+        """Whether a batch takes messages, or one could be opened at once."""
+        if self._takes_more():
+            return True
+        if self._is_open():
+            _at_once(self._open_batch())
+        return self._takes_more()
+
+    async def _make_room(self) -> bool:
+        """Wait until one does; False where this channel will have none."""
+        while not self._has_room():
+            if not self._is_open():
                 return False
-            self._opening = asyncio.create_task(self._put_batch())
-            self._opening.add_done_callback(self._on_opened)
-        opening = self._opening
-        await asyncio.wait((opening, self.ended), return_when=asyncio.FIRST_COMPLETED)
-        return opening.done() and not opening.cancelled() and opening.exception() is None
+            opening = asyncio.create_task(self._open_batch())
+            try:
+                await asyncio.wait((opening, self.ended), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                opening.cancel()
+        return True
 
-    async def _put_batch(self) -> None:
+    async def _open_batch(self) -> None:
         channel = self._channel
-        await channel.connection.ready()  # not while the broker blocks us
-        async with channel.lock:  # nobody is between numbering a message and writing it
-            batch = _Batch(channel.delivery_tag)
-            await channel.write_queue.put(batch)
-            self._batch = batch
-
-    def _on_opened(self, opening: asyncio.Task[None]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            opening.exception()  # it has been seen, also where all who waited have gone
+        with contextlib.suppress(*CLIENT_ERRORS):  # of a channel that ends
+            await channel.connection.ready()  # not while the broker blocks us
+            async with channel.lock:  # nobody is between numbering a message and writing it
+                batch = _Batch(channel.delivery_tag)
+                await channel.write_queue.put(batch)
+                self._batch = batch
 
     def _on_closed(self, closing: "asyncio.Future[Any]") -> None:
         for confirmation in self._unconfirmed():
@@ -300,13 +301,8 @@ class _Confirmation:
                 del ids[message_id]
 
 
-def _at_once(waiting: Coroutine[Any, Any, None]) -> bool:
+def _at_once(waiting: Coroutine[Any, Any, None]) -> None:
     """Run it to its end if it need not wait; else have it cancelled where it waits."""
-    try:
+    with contextlib.suppress(StopIteration, asyncio.CancelledError):
         waiting.send(None)
         waiting.throw(asyncio.CancelledError())  # `close` leaves a lock's waiter there before 3.13
-    except StopIteration:
-        return True
-    except asyncio.CancelledError:
-        return False
-    raise RuntimeError("it would not be cancelled")
