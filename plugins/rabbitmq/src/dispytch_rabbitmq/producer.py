@@ -14,7 +14,7 @@ from dispytch_rabbitmq.config import RabbitMQConnection, RabbitMQEventConfig
 from dispytch_rabbitmq.connection import round_trip
 from dispytch_rabbitmq.errors import CLIENT_ERRORS, describe, unroutable
 from dispytch_rabbitmq.exchanges import Exchanges
-from dispytch_rabbitmq.properties import make_message
+from dispytch_rabbitmq.properties import Forms
 from dispytch_rabbitmq.publisher import Publisher
 from dispytch_rabbitmq.queues import Queues
 from dispytch_rabbitmq.topology import dead_letter_arguments
@@ -78,7 +78,7 @@ class RabbitMQProducer(Producer):
         self._source: Source = Exchanges(exchanges, owned=owned is True)
         self._meeting: Channels | None = None
         self._publisher: Publisher | None = None
-        self._queues = Queues(self._source)
+        self._queues, self._forms = Queues(self._source), Forms()
 
     @classmethod
     def from_connection(cls, connection: RabbitMQConnection, /) -> Self:
@@ -87,7 +87,7 @@ class RabbitMQProducer(Producer):
         producer._source = channels = Channels(connection)
         producer._meeting = channels if channels.falls_back else None
         producer._publisher = None
-        producer._queues = Queues(channels)
+        producer._queues, producer._forms = Queues(channels), Forms()
         return producer
 
     async def start(self) -> None:
@@ -163,7 +163,7 @@ class RabbitMQProducer(Producer):
         """
         if self._publisher is None:
             raise EmitRejected("this producer is not started")
-        message = make_message(replace(out, config=None), "", mandatory=True)
+        message = self._forms.message(replace(out, config=None), "", mandatory=True)
         arguments = dead_letter_arguments((await self._source.channel()).connection)
         await self._queues.publish(message, arguments, self._publisher)
         return _details("", out)
@@ -202,8 +202,8 @@ class RabbitMQProducer(Producer):
         self, exchange: str, out: Outgoing, publisher: Publisher, *, mandatory: bool = False
     ) -> bool:
         """Publish; whether a queue receives it, as far as it is mandatory."""
-        message = make_message(out, exchange, mandatory=mandatory)
-        user_id, login = message.properties.user_id, self._source.login
+        message = self._forms.message(out, exchange, mandatory=mandatory)
+        user_id, login = message.user_id, self._source.login
         if user_id and login and user_id != login:
             raise EmitRejected("user_id must be the login of the connection, or unset")
         return await publisher.publish(message, lambda: self._source.channel(exchange))

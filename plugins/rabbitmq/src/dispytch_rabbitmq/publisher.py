@@ -9,10 +9,10 @@ a closed channel is certainly this message's own refusal.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from aiormq import ChannelAccessRefused, ChannelNotFoundEntity, PublishError
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq import ChannelAccessRefused, ChannelNotFoundEntity
+from aiormq.abc import AbstractChannel
 
 from dispytch import EmitRejected
 from dispytch_rabbitmq.connection import open_channel
@@ -23,6 +23,7 @@ from dispytch_rabbitmq.errors import (
     meaning,
 )
 from dispytch_rabbitmq.properties import Message
+from dispytch_rabbitmq.wire import Wire
 
 __all__ = ["GetChannel", "Publisher"]
 
@@ -46,13 +47,11 @@ class Publisher:
 
     def __init__(self, login: str) -> None:
         self._login = login
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._by_id: dict[str, asyncio.Task[Any]] = {}
+        self._wires: dict[AbstractChannel, Wire] = {}
         self._alone = asyncio.Lock()
         self._pending, self._idle, self._closed = 0, asyncio.Event(), False
         self._idle.set()
         self._trial: AbstractChannel | None = None
-        self._trial_task: asyncio.Task[Any] | None = None
         self._proven: set[Hashable] = set()
         self._largest = -1
         self._guarded: set[str] = set()  # exchanges that refuse some routing keys
@@ -93,10 +92,8 @@ class Publisher:
     async def close(self, timeout: float) -> None:
         """Refuse further messages, and give up what has no outcome yet."""
         self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+        for wire in list(self._wires.values()):
+            wire.give_up(asyncio.CancelledError())
         if self._trial is not None and not self._trial.is_closed:
             with contextlib.suppress(*CLIENT_ERRORS):
                 async with asyncio.timeout(timeout):
@@ -111,20 +108,15 @@ class Publisher:
             async with self._alone:
                 if not self._is_proven(message):
                     return await self._publish_alone(message, await channel_of())
-        channel = await channel_of()
-        while (earlier := self._by_id.get(message.id)) is not None:
-            await asyncio.wait((earlier,))  # a returned message is told by its id alone
-            channel = await channel_of()
-        self._check_size(message, channel)
-        return await self._publish(message, channel, alone=False)
+        return await self._publish(message, self._wire(await channel_of()), alone=False)
 
     async def _publish_alone(self, message: Message, shared: AbstractChannel) -> bool | None:
-        self._check_size(message, shared)
+        self._check_size(message, self._wire(shared))
         try:
             channel = await self._trial_channel(shared)
         except CLIENT_ERRORS:
             return None
-        return await self._publish(message, channel, alone=True)
+        return await self._publish(message, self._wire(channel), alone=True)
 
     async def _trial_channel(self, shared: AbstractChannel) -> AbstractChannel:
         """A channel with nothing on it: the last one, unless it is closed or still waits.
@@ -132,52 +124,41 @@ class Publisher:
         It is kept rather than closed: aiormq closes a channel twice where the answer is late, as on
         a connection that the broker blocks, and the broker then ends the connection.
         """
-        trial, busy = self._trial, self._trial_task is not None and not self._trial_task.done()
-        if trial is None or busy or trial.is_closed or trial.connection is not shared.connection:
+        trial = self._trial
+        if (
+            trial is None
+            or trial.is_closed
+            or trial.connection is not shared.connection
+            or not self._wire(trial).is_idle
+        ):
             await shared.connection.ready()
             self._trial = trial = await open_channel(shared.connection)
         return trial
 
-    async def _publish(
-        self, message: Message, channel: AbstractChannel, *, alone: bool
-    ) -> bool | None:
-        """Publish in a task: cancelled half-way, the client could mix up its confirmations."""
-        task = asyncio.create_task(_confirmed(message, channel))
-        self._tasks.add(task)
-        if alone:
-            self._trial_task = task
-        else:
-            self._by_id[message.id] = task
-        task.add_done_callback(lambda done: self._forget(message, done))
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError:
-            if not message.properties.written:
-                task.cancel()
-            raise
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None and meaning(error) is Meaning.LOST and not message.properties.written:
+    async def _publish(self, message: Message, wire: Wire, *, alone: bool) -> bool | None:
+        self._check_size(message, wire)
+        if self._closed:
             return None
-        self._learn(message, error, alone=alone)
-        if isinstance(error, PublishError):
-            return False
-        if error is not None:
-            raise emit_error(error, alone=alone, login=self._login)
-        return not isinstance(task.result(), DeliveredMessage)  # so without on_return_raises
+        told = await wire.publish(message)
+        if isinstance(told, BaseException):
+            self._learn(message, told, alone=alone)
+            raise emit_error(told, alone=alone, login=self._login)
+        if told is not None and alone:
+            self._learn(message, None, alone=True)
+        return told
 
-    def _forget(self, message: Message, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if self._by_id.get(message.id) is task:
-            del self._by_id[message.id]
-        if not task.cancelled():
-            task.exception()  # it has been seen, also where its caller has gone
+    def _wire(self, channel: AbstractChannel) -> Wire:
+        wire = self._wires.get(channel)
+        if wire is None:
+            wire = self._wires[channel] = Wire(channel)
+            wire.ended.add_done_callback(lambda _: self._wires.pop(channel, None))
+        return wire
 
-    def _check_size(self, message: Message, channel: AbstractChannel) -> None:
-        """Headers travel in one frame; the broker ends the connection where it is too large."""
-        allowed = channel.connection.connection_tune.frame_max - 4096  # other properties: < 3 KiB
-        if message.header_size > allowed:
+    def _check_size(self, message: Message, wire: Wire) -> None:
+        if message.header_size > wire.max_header_size:
             raise EmitRejected(
-                f"headers: {message.header_size} bytes, but {allowed} fit into a frame here"
+                f"headers: {message.header_size} bytes, "
+                f"but {wire.max_header_size} fit into a frame here"
             )
 
     # What is known to be allowed
@@ -185,7 +166,7 @@ class Publisher:
     def _claims(self, message: Message) -> tuple[Hashable, ...]:
         guarded = message.exchange in self._guarded
         where = (message.exchange, message.routing_key) if guarded else message.exchange
-        user = message.properties.user_id
+        user = message.user_id
         return (where,) if user is None else (where, ("user", user))
 
     def _is_proven(self, message: Message) -> bool:
@@ -209,14 +190,3 @@ class Publisher:
             if not alone:  # what was allowed no longer is
                 self._proven.clear()
                 self._largest = -1
-
-
-async def _confirmed(message: Message, channel: AbstractChannel) -> Any:
-    await channel.connection.ready()  # not while the broker blocks us
-    return await channel.basic_publish(
-        message.body,
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        properties=message.properties,
-        mandatory=message.mandatory,
-    )

@@ -4,13 +4,13 @@ import json
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from aiormq.abc import DeliveredMessage
 
 from dispytch.consumer import Headers
-from dispytch_rabbitmq.properties import KEY_HEADER, Message, Properties, key_header
+from dispytch_rabbitmq.properties import KEY_HEADER, Message, encode_fields, key_header
 from dispytch_rabbitmq.table import encode_table, plain_table
 from dispytch_rabbitmq.topology import group_of
 
@@ -122,13 +122,20 @@ def again(
         plain[KEY_HEADER] = key_header(to_bytes(raw[KEY_HEADER]).decode(errors="surrogateescape"))
     plain |= {ATTEMPT_HEADER: attempt, TOPIC_HEADER: topic}
     table = encode_table(plain)
-    properties = Properties(
-        delivery_mode=2,
-        message_id=given.message_id or uuid4().hex,
-        headers=cast("Any", table),  # encoded, see Properties
-        **{name: getattr(given, name) for name in _KEPT},
+    message_id = given.message_id or uuid4().hex
+    kept = {name: getattr(given, name) for name in _KEPT}
+    flags, fields = encode_fields(delivery_mode=2, message_id=message_id, headers=table, **kept)
+    properties = flags.to_bytes(2) + fields
+    return Message(
+        "",
+        queue,
+        message.body,
+        message_id,
+        None,
+        properties,
+        mandatory=True,
+        header_size=len(table),
     )
-    return Message("", queue, message.body, properties, mandatory=True, header_size=len(table))
 
 
 def _as_it_was(raw: Mapping[str, Any], name: str, value: bytes) -> Any:
