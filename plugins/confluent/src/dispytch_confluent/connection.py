@@ -118,6 +118,7 @@ class ConfluentConnection(KafkaConnection):
             "request.timeout.ms": self.request_timeout_ms,
             "message.timeout.ms": 3 * self.request_timeout_ms + self.linger_ms,
             "partitioner": "murmur2_random",  # as Java's, and aiokafka's
+            "sticky.partitioning.linger.ms": 0,  # without a key: any, not one for a while
         }
 
     def _tls_settings(self) -> dict[str, Any]:
