@@ -148,7 +148,9 @@ def _lowest(session: nox.Session, plugins: list[str], tools: list[str]) -> str:
     lowest, wanted = str(tmp / "lowest.txt"), tmp / "tools.txt"
     wanted.write_text("\n".join(tools))
     packages = ("core", *(f"plugins/{name}" for name in plugins))
-    own = [f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in plugins))]
+    own = [
+        f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in plugins))
+    ]
     session.run(
         "uv", "pip", "compile", "--resolution=lowest-direct", "--quiet", "--no-header",
         *own, f"--python-version={OLDEST}", "--extra=cli",

@@ -79,12 +79,16 @@ async def test_a_frozen_broker_makes_emits_time_out_and_nothing_else(
     assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
 
 
-async def test_a_restarted_broker_is_met_again(own_kafka: Kafka, unique_name: str, scheme: str) -> None:
+async def test_a_restarted_broker_is_met_again(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """An orderly restart costs time, not events."""
     await emit_through(own_kafka, unique_name, of(own_kafka.url, scheme), own_kafka.restart)
 
 
-async def test_reset_connections_are_replaced(own_kafka: Kafka, unique_name: str, scheme: str) -> None:
+async def test_reset_connections_are_replaced(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """Connections reset again and again lose nothing that was confirmed."""
     with own_kafka.proxy() as proxy:
 
@@ -107,11 +111,15 @@ async def test_a_black_hole_makes_emits_time_out_and_nothing_else(
             time.sleep(HOLD)
             proxy.restore()
 
-        report = await emit_through(own_kafka, unique_name, of(own_kafka.proxied_url, scheme), fault)
+        report = await emit_through(
+            own_kafka, unique_name, of(own_kafka.proxied_url, scheme), fault
+        )
     assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
 
 
-async def test_a_refusing_network_is_waited_for(own_kafka: Kafka, unique_name: str, scheme: str) -> None:
+async def test_a_refusing_network_is_waited_for(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """Refused connections are tried again until they work."""
     with own_kafka.proxy() as proxy:
 

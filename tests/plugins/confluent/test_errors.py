@@ -15,7 +15,9 @@ from dispytch_confluent.errors import FATES, as_connect_error, as_rejected, fate
 
 
 def codes() -> dict[str, int]:
-    return {name: getattr(KafkaError, name) for name in dir(KafkaError) if name.strip("_").isupper()}
+    return {
+        name: getattr(KafkaError, name) for name in dir(KafkaError) if name.strip("_").isupper()
+    }
 
 
 CERTAIN = {Fate.REFUSED, Fate.RECORD}

@@ -1,9 +1,8 @@
-"""ConfluentProducer on a real broker: what arrives, what is refused, and what each outcome means."""
+"""ConfluentProducer on a real broker: what arrives, what is refused, what each outcome means."""
 
 import asyncio
 import gc
 import json
-import struct
 import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -20,7 +19,6 @@ from brokers.kafka import Kafka
 from brokers.kafka_access import KafkaAccess
 from dispytch import (
     ConfigError,
-    ConnectError,
     EmitContext,
     EmitManyError,
     EmitRejected,
@@ -69,7 +67,9 @@ class Plain(Enum):
 
 @pytest.fixture
 async def emitter(kafka_broker: KafkaAccess) -> Any:
-    async with EventEmitter.from_url(f"kafka+confluent://{kafka_broker.bootstrap}", timeout=10) as emitter:
+    async with EventEmitter.from_url(
+        f"kafka+confluent://{kafka_broker.bootstrap}", timeout=10
+    ) as emitter:
         yield emitter
 
 
@@ -369,7 +369,9 @@ async def test_every_compression_is_readable(
 async def test_a_topic_made_on_demand_works_at_the_first_emit() -> None:
     """Where the brokers create topics, the first emit waits for that."""
     with started(lambda: Kafka(auto_create_topics=True)) as kafka:
-        async with EventEmitter.from_url(kafka.url.replace("kafka:", "kafka+confluent:"), timeout=10) as emitter:
+        async with EventEmitter.from_url(
+            kafka.url.replace("kafka:", "kafka+confluent:"), timeout=10
+        ) as emitter:
             await emitter.emit(Padded(topic="made-by-one"))
             await emitter.emit_many([Padded(topic="made-by-many"), Padded(topic="made-too")])
         assert len(kafka.read_all("made-by-one", 1)) == 1
@@ -408,7 +410,9 @@ def test_only_a_connection_makes_a_producer() -> None:
 async def test_nothing_is_left_behind(kafka_broker: KafkaAccess, topic: str) -> None:
     """Neither tasks nor unclosed connections, after emits were cancelled and after stopping."""
     before = asyncio.all_tasks()
-    async with EventEmitter.from_url(f"kafka+confluent://{kafka_broker.bootstrap}", timeout=10) as emitter:
+    async with EventEmitter.from_url(
+        f"kafka+confluent://{kafka_broker.bootstrap}", timeout=10
+    ) as emitter:
         emits = [asyncio.create_task(emitter.emit(Padded(topic=topic))) for _ in range(50)]
         await asyncio.sleep(0)
         for emit in emits[::2]:

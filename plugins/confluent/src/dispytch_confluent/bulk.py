@@ -7,6 +7,7 @@ events of a partition fit into one batch, which a client that waits otherwise se
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -229,7 +230,7 @@ class Bulk:
             left = until - time.monotonic()
             if left <= 0:
                 break
-            producer.flush(min(_LOOK, left))
+            _flush(producer, min(_LOOK, left))
         if len(answers) < wanted or any(_is_broken(error) for error, _ in answers.values()):
             self._retire()
 
@@ -271,9 +272,14 @@ class Bulk:
 
 def _close(producer: Any, grace: float) -> None:
     """In a thread: let it send what it holds, for so long, then drop the rest."""
-    producer.flush(grace)
+    _flush(producer, grace)
     producer.purge()
-    producer.flush(_LOOK)
+    _flush(producer, _LOOK)
+
+
+def _flush(producer: Any, timeout: float) -> None:
+    with contextlib.suppress(KafkaException):  # the end of a client is told by its answers, too
+        producer.flush(timeout)
 
 
 def _is_broken(error: Any) -> bool:

@@ -17,7 +17,7 @@ from dispytch_kafka.record import Record
 
 __all__ = ["MARGIN", "Client", "produce"]
 
-logger = logging.getLogger("dispytch.kafka")
+logger = logging.getLogger("dispytch.librdkafka")
 
 MARGIN = 0.05
 """Seconds before an event's deadline when the attempt to queue it ends: what was not queued is
@@ -26,10 +26,11 @@ certainly not stored, and there must be time left to say so."""
 _POLL = 0.2
 """Seconds that the thread waits for answers; so long stopping it may take."""
 
-_LOOK = 0.5
+_LOOK = 0.25
 """Seconds that one question for the cluster's layout takes at most."""
 
-_HOPELESS = frozenset({"_AUTHENTICATION", "_SSL", "_RESOLVE", "_ALL_BROKERS_DOWN", "_FATAL"})
+_HOPELESS = frozenset({"_AUTHENTICATION", "_SSL", "_ALL_BROKERS_DOWN"})
+"""What says that no broker will be reached soon."""
 
 
 def produce(producer: Any, record: Record, answered: Callable[[Any, Any], None]) -> None:
@@ -66,7 +67,8 @@ class Client:
     Attributes:
         producer: the `confluent_kafka.Producer`.
         topics: those that are known to be there, with their number of partitions.
-        trouble: the last `KafkaError` that was no answer, such as a lost connection; or None.
+        trouble: the last `KafkaError` that was no answer: why it can't go on, or connections are
+            lost; None: there was none.
 
     Raises:
         KafkaException: librdkafka refuses a setting.
@@ -77,6 +79,7 @@ class Client:
         self._answers: deque[tuple[asyncio.Future[Any], Any, Any]] = deque()
         self._room: asyncio.Future[None] | None = None
         self.trouble: Any = None
+        self._hopeless = False
         self._running = True
         settings = connection.librdkafka_producer() | {"error_cb": self._note}
         self.producer: Any = Producer(settings, logger=logger)
@@ -162,16 +165,15 @@ class Client:
             try:
                 self.producer.list_topics(timeout=_LOOK)
             except KafkaException as error:
-                trouble, late = self.trouble, time.monotonic() > deadline
-                if late or (trouble is not None and trouble.name() in _HOPELESS):
-                    return trouble or error.args[0]
+                if self._hopeless or time.monotonic() > deadline:
+                    return self.trouble or error.args[0]
             else:
                 return None
         return None
 
     def _drain(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
-        while self.producer.flush(_POLL):
+        while self._served(self.producer.flush):
             self._wake()
             if time.monotonic() > deadline:
                 return False
@@ -181,17 +183,27 @@ class Client:
     def _end(self) -> None:
         self._running = False
         self._thread.join()
-        self.producer.flush(_POLL)
+        self._served(self.producer.flush)
 
     def _note(self, error: Any) -> None:
-        """Remember why connecting fails; librdkafka tells that nobody answers only at the end."""
-        if self.trouble is None or error.name() != "_ALL_BROKERS_DOWN":
+        """Remember what is wrong; that nobody answers tells less than what came before."""
+        self._hopeless = self._hopeless or error.name() in _HOPELESS
+        before = self.trouble
+        if before is None or not (before.fatal() or error.name() == "_ALL_BROKERS_DOWN"):
             self.trouble = error
+
+    def _served(self, serve: Callable[[float], int]) -> int:
+        """Take answers by `poll` or `flush`, which raise what ends a client instead of telling."""
+        try:
+            return serve(_POLL)
+        except KafkaException as error:
+            self._note(error.args[0])
+            return 1
 
     def _poll(self) -> None:
         """The thread."""
         while self._running:
-            if self.producer.poll(_POLL) and self._answers:
+            if self._served(self.producer.poll) and self._answers:
                 self._wake()
 
     def _wake(self) -> None:
