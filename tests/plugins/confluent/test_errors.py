@@ -25,7 +25,7 @@ CERTAIN = {Fate.REFUSED, Fate.RECORD}
 
 def test_every_code_is_mapped() -> None:
     """A new version's new code is noticed here, not in production."""
-    assert len(codes()) > 150
+    assert len(codes()) > 130
     assert not sorted(codes().keys() - FATES.keys())
 
 
