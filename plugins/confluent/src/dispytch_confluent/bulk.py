@@ -21,7 +21,7 @@ from dispytch.producer import Outcome, not_sent, past_deadline
 from dispytch_confluent.client import MARGIN, produce
 from dispytch_confluent.connection import ConfluentConnection
 from dispytch_confluent.errors import as_rejected, fate_of, outcome_of
-from dispytch_confluent.link import GRACE, Link, not_queued
+from dispytch_confluent.link import Link, not_queued
 from dispytch_kafka.errors import Fate
 from dispytch_kafka.record import Record, record_of
 
@@ -136,7 +136,7 @@ class Bulk:
         """Close the client."""
         producer = self._let_go()
         if producer is not None:
-            await asyncio.to_thread(_close, producer, GRACE)
+            await asyncio.to_thread(_close, producer, self._link.grace)
 
     async def _refused_topics(self, batch: Sequence[Outgoing]) -> dict[str, EmitRejected]:
         """Look all topics up together: one that is missing takes a moment to be told."""

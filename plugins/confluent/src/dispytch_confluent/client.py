@@ -175,7 +175,7 @@ class Client:
         deadline = time.monotonic() + timeout
         while self._served(self.producer.flush):
             self._wake()
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not self._running:
                 return False
         self._wake()
         return True

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka import KafkaException
 
-from dispytch import ConnectError, EmitRejected
+from dispytch import ConnectError, EmitRejected, ProducerTimeout
 from dispytch_confluent.client import MARGIN, Client
 from dispytch_confluent.connection import ConfluentConnection
 from dispytch_confluent.errors import BACKEND, as_connect_error, as_rejected, fate_of
@@ -21,6 +21,9 @@ T = TypeVar("T")
 GRACE = 4.0
 """Seconds that a client gets to send what it holds."""
 
+NO_GRACE = 0.2
+"""Seconds that one gets which had them before."""
+
 _GONE = frozenset({"_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "UNKNOWN_TOPIC_OR_PART"})
 
 
@@ -32,19 +35,35 @@ class Link:
 
     Attributes:
         client: the one to send with; None before start and after stop.
+        grace: seconds that clients get to send what they hold when they are closed.
     """
 
     def __init__(self, connection: ConfluentConnection) -> None:
         self._connection = connection
         self.client: Client | None = None
+        self.grace = GRACE
         self._topics = Topics(connection)
         self._replacing: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect; see `ConfluentProducer.start`."""
+        self.grace = GRACE
         if self.client is None:
             self.client = await self._open()
+
+    async def flush(self) -> None:
+        """Wait until all has an outcome; see `ConfluentProducer.flush`."""
+        drained = False
+        try:
+            drained = await self.running().drain(GRACE)
+        finally:
+            if not drained:
+                self.grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait
+        if not drained:
+            raise ProducerTimeout(
+                f"Kafka did not confirm everything within {GRACE:g} s", retriable=True
+            )
 
     async def stop(self) -> None:
         """Close all clients."""
@@ -163,7 +182,7 @@ class Link:
         self._retire(client)
 
     def _retire(self, client: Client) -> None:
-        closing = asyncio.get_running_loop().create_task(client.close(GRACE))
+        closing = asyncio.get_running_loop().create_task(client.close(self.grace))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

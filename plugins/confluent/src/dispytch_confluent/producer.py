@@ -1,11 +1,12 @@
 """ConfluentProducer: sends events to Kafka."""
 
+import asyncio
 from collections.abc import Hashable, Sequence
 from typing import Any, Self
 
 from confluent_kafka import KafkaException
 
-from dispytch import ConfigError, Outgoing, Producer, ProducerTimeout
+from dispytch import ConfigError, Outgoing, Producer
 from dispytch.fields import effective_key
 from dispytch.producer import Details, Outcome
 from dispytch_confluent.bulk import Bulk, details_of
@@ -69,8 +70,7 @@ class ConfluentProducer(Producer):
 
         What the brokers did not take until then is dropped.
         """
-        await self._bulk.stop()
-        await self._link.stop()
+        await asyncio.gather(self._bulk.stop(), self._link.stop())
 
     async def flush(self) -> None:
         """Wait until everything handed to the client has an outcome.
@@ -78,11 +78,7 @@ class ConfluentProducer(Producer):
         Raises:
             ProducerTimeout: not within 5 s; what is left may still arrive.
         """
-        client = self._link.running()
-        if not await client.drain(GRACE):
-            raise ProducerTimeout(
-                f"Kafka did not confirm everything within {GRACE:g} s", retriable=True
-            )
+        await self._link.flush()
 
     async def ping(self) -> None:
         """Ask any broker for the cluster's layout.
