@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from dispytch.producer import Outcome, not_sent, past_deadline
 from dispytch_confluent.client import MARGIN, produce
 from dispytch_confluent.connection import ConfluentConnection
 from dispytch_confluent.errors import as_rejected, fate_of, outcome_of
-from dispytch_confluent.link import Link, not_queued
+from dispytch_confluent.link import Link, not_queued, within
 from dispytch_kafka.errors import Fate
 from dispytch_kafka.record import Record, record_of
 
@@ -32,6 +32,9 @@ _LINGER_MS = 5_000
 
 _OVERHEAD = 100
 """Bytes of a record beside what it carries, at most."""
+
+_LARGEST = 64 * 1024 * 1024
+"""Bytes of a window at most: its events fit into the client's queue, however small they are."""
 
 _LOOK = 0.1
 """Seconds between two looks whether the window was given up."""
@@ -72,6 +75,12 @@ class _Batch:
             self.outcomes[entry.index] = not_sent(entry.out)
         return held
 
+    def reject(self, entries: Iterable[_Entry], error: EmitRejected) -> None:
+        """Give each of these events an error of its own."""
+        for entry in entries:
+            if not self.holds_back(entry):
+                self.fail(entry, EmitRejected(str(error), retriable=error.retriable))
+
     def fail(self, entry: _Entry, error: BaseException) -> None:
         """Keep an event's error; later events of its key will be held back."""
         self.outcomes[entry.index] = error
@@ -107,10 +116,11 @@ class Bulk:
         self._settings = settings | {
             "linger.ms": _LINGER_MS,
             "message.timeout.ms": _LINGER_MS + settings["message.timeout.ms"],
+            "queue.buffering.max.messages": 1_000_000,
             "log_level": 0,  # what ails the brokers, the other client logs
         }
         self._link = link
-        self._limit = min(connection.max_batch_bytes, connection.max_request_bytes)
+        self._limit = min(connection.max_batch_bytes, connection.max_request_bytes, _LARGEST)
         self._turn = asyncio.Lock()
         self._producer: Any = None
         self._topics: set[str] = set()
@@ -122,12 +132,10 @@ class Bulk:
         entries: list[_Entry] = []
         for index, out in enumerate(batch):
             entry = _Entry(index, out, record_of(out))
-            refusal = refused.get(out.topic)
-            if refusal is None:
+            if (refusal := refused.get(out.topic)) is None:
                 entries.append(entry)
-            elif not results.holds_back(entry):
-                error = EmitRejected(str(refusal), retriable=refusal.retriable)
-                results.fail(entry, error)
+            else:
+                results.reject([entry], refusal)
         for window in self._windows(entries):
             await self._send(window, results)
         return [results.outcomes[index] for index in range(len(batch))]
@@ -191,16 +199,14 @@ class Bulk:
     async def _deliver(self, entries: Sequence[_Entry], results: _Batch) -> _Window:
         """Have a window's answers, or as many as came before its deadline."""
         window, clock = _Window(), asyncio.get_running_loop().time
-        deadline = min(entry.out.deadline for entry in entries)
+        topic, deadline = entries[0].out.topic, min(entry.out.deadline for entry in entries)
         try:
-            async with asyncio.timeout_at(deadline - MARGIN):
-                await self._turn.acquire()
-        except TimeoutError:
-            for entry in entries:
-                if not results.holds_back(entry):
-                    results.fail(entry, not_queued(entry.out.topic))
+            await within(self._turn.acquire(), topic, deadline)
+        except EmitRejected as error:
+            results.reject(entries, error)
             return window
         try:
+            self._link.running()
             working = asyncio.ensure_future(
                 asyncio.to_thread(self._work, window, entries, results, deadline - clock())
             )
@@ -210,6 +216,8 @@ class Bulk:
                 window.given_up = True
                 if not working.done():
                     await asyncio.wait({working})
+        except EmitRejected as error:
+            results.reject(entries, error)
         finally:
             self._turn.release()
         return window
@@ -219,43 +227,40 @@ class Bulk:
     ) -> None:
         """In a thread: queue a window and wait for its answers."""
         until = time.monotonic() + timeout
+        producer = self._producer = self._producer or Producer(self._settings)
+        broken = False
         for entry in entries:
-            if not results.holds_back(entry):
-                try:
-                    self._queue(window, entry, until)
-                except KafkaException as error:
-                    results.fail(entry, as_rejected(error.args[0], entry.out.topic))
-        producer, answers, wanted = self._producer, window.answers, len(window.queued)
+            if results.holds_back(entry):
+                continue
+            if time.monotonic() >= until - MARGIN:
+                results.fail(entry, not_queued(entry.out.topic))
+                continue
+            try:
+                self._queue(producer, window, entry, until)
+            except KafkaException as error:
+                broken = broken or _is_doubtful(error.args[0])
+                results.fail(entry, as_rejected(error.args[0], entry.out.topic))
+        answers, wanted = window.answers, len(window.queued)
         while len(answers) < wanted and not window.given_up:
             left = until - time.monotonic()
             if left <= 0:
                 break
             _flush(producer, min(_LOOK, left))
-        if len(answers) < wanted or any(_is_broken(error) for error, _ in answers.values()):
+        broken = broken or any(_is_doubtful(error) for error, _ in answers.values())
+        if broken or len(answers) < wanted:
             self._retire()
 
-    def _queue(self, window: _Window, entry: _Entry, until: float) -> None:
-        if self._producer is None:
-            self._producer = Producer(self._settings)
+    def _queue(self, producer: Any, window: _Window, entry: _Entry, until: float) -> None:
         topic = entry.record.topic
         if topic not in self._topics:  # else its first window would have no partitions yet
-            self._producer.list_topics(
-                topic, timeout=max(0.01, min(_ANSWER, until - time.monotonic()))
-            )
+            producer.list_topics(topic, timeout=min(_ANSWER, until - time.monotonic()))
             self._topics.add(topic)
         place, answers = len(window.queued), window.answers
 
         def answered(error: Any, message: Any) -> None:
             answers[place] = (error, message)
 
-        try:
-            produce(self._producer, entry.record, answered)
-        except KafkaException as error:
-            if not _is_broken(error.args[0]) or window.queued:
-                raise
-            self._retire()
-            self._producer = Producer(self._settings)
-            produce(self._producer, entry.record, answered)
+        produce(producer, entry.record, answered)
         window.queued.append(entry)
 
     def _retire(self) -> None:
@@ -282,8 +287,9 @@ def _flush(producer: Any, timeout: float) -> None:
         producer.flush(timeout)
 
 
-def _is_broken(error: Any) -> bool:
-    return error is not None and fate_of(error) is Fate.BROKEN
+def _is_doubtful(error: Any) -> bool:
+    """Whether it says more of the client, or of the way to the brokers, than of the event."""
+    return error is not None and fate_of(error) not in {Fate.REFUSED, Fate.RECORD}
 
 
 def details_of(message: Any, record: Record) -> dict[str, Any]:

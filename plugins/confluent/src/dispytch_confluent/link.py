@@ -14,7 +14,7 @@ from dispytch_confluent.topics import Topics
 from dispytch_kafka.errors import Fate
 from dispytch_kafka.record import Record
 
-__all__ = ["Link", "not_queued"]
+__all__ = ["GRACE", "Link", "not_queued", "not_started", "within"]
 
 T = TypeVar("T")
 
