@@ -11,6 +11,7 @@ import nox
 
 ROOT = Path(__file__).parent
 PLUGINS = sorted(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+BUILT_ON = {"confluent": ["kafka"]}  # plugin -> those of ours that it needs
 SUPPORTED = ("3.11", "3.12", "3.13")
 SOURCES = ("core/src", *(f"plugins/{name}/src" for name in PLUGINS))
 
@@ -68,6 +69,13 @@ def _pinned(name: str) -> list[str]:
 TESTED = ["core", *PLUGINS, "all"]
 
 
+def _plugins_of(what: str) -> list[str]:
+    """The plugins that these tests need."""
+    if what == "all":
+        return PLUGINS
+    return [*BUILT_ON.get(what, []), what] if what in PLUGINS else []
+
+
 def _groups_of(what: str) -> tuple[str, ...]:
     """The dependency groups that these tests need."""
     if what == "core":
@@ -101,8 +109,7 @@ SHORT_LOAD = {"DISPYTCH_CONFORMANCE_LOAD": os.environ.get("DISPYTCH_CONFORMANCE_
 @nox.parametrize("python,what", COMBINATIONS, ids=[f"{what}-{py}" for py, what in COMBINATIONS])
 def tests(session: nox.Session, what: str) -> None:
     """The core without any broker's client, each plugin alone with the core, all together."""
-    plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
-    _install(session, *plugins, groups=_groups_of(what))
+    _install(session, *_plugins_of(what), groups=_groups_of(what))
     tested = _tests_of(what, str(session.python))
     session.run("pytest", *tested, *session.posargs, env=SHORT_LOAD)
 
@@ -122,7 +129,7 @@ def wheels(session: nox.Session, what: str) -> None:
         session.run(
             "python", "-m", "build", "--no-isolation", "-o", str(dist), package, silent=True
         )
-    plugins = PLUGINS if what == "all" else [what] if what in PLUGINS else []
+    plugins = _plugins_of(what)
     names = ["dispytch", *(f"dispytch_{name}" for name in plugins)]
     built = [str(next(dist.glob(f"{name}-*.whl"))) for name in names]
     tools = [pin for group in _groups_of(what) for pin in _pinned(group)]
@@ -141,9 +148,12 @@ def _lowest(session: nox.Session, plugins: list[str], tools: list[str]) -> str:
     lowest, wanted = str(tmp / "lowest.txt"), tmp / "tools.txt"
     wanted.write_text("\n".join(tools))
     packages = ("core", *(f"plugins/{name}" for name in plugins))
+    own = [
+        f"--no-emit-package={name}" for name in ("dispytch", *(f"dispytch-{n}" for n in plugins))
+    ]
     session.run(
         "uv", "pip", "compile", "--resolution=lowest-direct", "--quiet", "--no-header",
-        "--no-emit-package=dispytch", f"--python-version={OLDEST}", "--extra=cli",
+        *own, f"--python-version={OLDEST}", "--extra=cli",
         *(f"{package}/pyproject.toml" for package in packages), str(wanted), "-o", lowest,
     )  # fmt: skip
     return lowest

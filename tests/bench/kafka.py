@@ -122,6 +122,7 @@ async def emitting(broker: Kafka, log: Log) -> list[Work]:
     async with (
         AIOKafkaProducer(**settings) as bare,
         EventEmitter.from_url(broker.url) as emitter,
+        EventEmitter.from_url(f"kafka+confluent://{broker.bootstrap}") as ceiling,
         peer,
     ):
 
@@ -141,12 +142,19 @@ async def emitting(broker: Kafka, log: Log) -> list[Work]:
                 ("send_and_wait", BARE, emitted(log, others, partial(at_once, send, tasks))),
                 ("publish", PEER, emitted(log, others, partial(at_once, publish, tasks))),
                 ("emit", OURS, emitted(log, mine, partial(at_once, emitter.emit, tasks))),
+                (
+                    "emit, librdkafka",
+                    OURS,
+                    emitted(log, mine, partial(at_once, ceiling.emit, tasks)),
+                ),
             ]
             if tasks > 1:
                 many = emitted(log, mine, emitter.emit_many)
+                most = emitted(log, mine, ceiling.emit_many)
                 contenders += [
                     ("send, gathered", BARE, emitted(log, others, partial(gathered, bare))),
                     ("emit_many", OURS, many),
+                    ("emit_many, librdkafka", OURS, most),
                 ]
             works.append(
                 await compare(

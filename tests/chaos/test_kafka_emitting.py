@@ -1,4 +1,4 @@
-"""Emitting to Kafka while it dies, freezes, restarts, or the network fails."""
+"""Emitting to Kafka, through either client, while it dies, freezes, or the network fails."""
 
 import asyncio
 import gc
@@ -13,11 +13,22 @@ from chaos.scenario import Report, run
 from dispytch import ConnectError, EmitRejected, EmitUnknown, EventBase, EventEmitter
 
 pytest.importorskip("aiokafka")
+pytest.importorskip("confluent_kafka")
 pytestmark = [pytest.mark.kafka, pytest.mark.chaos]
 
 TIMEOUT = 4.0
 HOLD = TIMEOUT + 2.0
 """Seconds a fault lasts where its end is ours to choose: emits time out within it."""
+
+
+@pytest.fixture(params=["kafka", "kafka+confluent"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Of either backend."""
+    return str(request.param)
+
+
+def of(url: str, scheme: str) -> str:
+    return url.replace("kafka:", f"{scheme}:")
 
 
 async def emit_through(
@@ -43,7 +54,7 @@ async def emit_through(
 
 @pytest.mark.parametrize("options", ["", "&idempotent=false"])
 async def test_a_killed_broker_loses_nothing_confirmed(
-    own_kafka: Kafka, unique_name: str, options: str
+    own_kafka: Kafka, unique_name: str, scheme: str, options: str
 ) -> None:
     """Killed and started again: receipts are kept, rejections are true, the emitter recovers."""
 
@@ -51,11 +62,11 @@ async def test_a_killed_broker_loses_nothing_confirmed(
         own_kafka.kill()
         own_kafka.start()
 
-    await emit_through(own_kafka, unique_name, own_kafka.url, fault, options)
+    await emit_through(own_kafka, unique_name, of(own_kafka.url, scheme), fault, options)
 
 
 async def test_a_frozen_broker_makes_emits_time_out_and_nothing_else(
-    own_kafka: Kafka, unique_name: str
+    own_kafka: Kafka, unique_name: str, scheme: str
 ) -> None:
     """Frozen, it may get what was sent once it thaws: those outcomes are unknown."""
 
@@ -64,16 +75,20 @@ async def test_a_frozen_broker_makes_emits_time_out_and_nothing_else(
         time.sleep(HOLD)
         own_kafka.thaw()
 
-    report = await emit_through(own_kafka, unique_name, own_kafka.url, fault)
+    report = await emit_through(own_kafka, unique_name, of(own_kafka.url, scheme), fault)
     assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
 
 
-async def test_a_restarted_broker_is_met_again(own_kafka: Kafka, unique_name: str) -> None:
+async def test_a_restarted_broker_is_met_again(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """An orderly restart costs time, not events."""
-    await emit_through(own_kafka, unique_name, own_kafka.url, own_kafka.restart)
+    await emit_through(own_kafka, unique_name, of(own_kafka.url, scheme), own_kafka.restart)
 
 
-async def test_reset_connections_are_replaced(own_kafka: Kafka, unique_name: str) -> None:
+async def test_reset_connections_are_replaced(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """Connections reset again and again lose nothing that was confirmed."""
     with own_kafka.proxy() as proxy:
 
@@ -82,11 +97,11 @@ async def test_reset_connections_are_replaced(own_kafka: Kafka, unique_name: str
                 proxy.reset()
                 time.sleep(0.3)
 
-        await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+        await emit_through(own_kafka, unique_name, of(own_kafka.proxied_url, scheme), fault)
 
 
 async def test_a_black_hole_makes_emits_time_out_and_nothing_else(
-    own_kafka: Kafka, unique_name: str
+    own_kafka: Kafka, unique_name: str, scheme: str
 ) -> None:
     """What vanished in the network is unknown, and the emitter finds back by itself."""
     with own_kafka.proxy() as proxy:
@@ -96,11 +111,15 @@ async def test_a_black_hole_makes_emits_time_out_and_nothing_else(
             time.sleep(HOLD)
             proxy.restore()
 
-        report = await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+        report = await emit_through(
+            own_kafka, unique_name, of(own_kafka.proxied_url, scheme), fault
+        )
     assert any(isinstance(emit.outcome, EmitUnknown) for emit in report.emits), report.summary()
 
 
-async def test_a_refusing_network_is_waited_for(own_kafka: Kafka, unique_name: str) -> None:
+async def test_a_refusing_network_is_waited_for(
+    own_kafka: Kafka, unique_name: str, scheme: str
+) -> None:
     """Refused connections are tried again until they work."""
     with own_kafka.proxy() as proxy:
 
@@ -109,13 +128,13 @@ async def test_a_refusing_network_is_waited_for(own_kafka: Kafka, unique_name: s
             time.sleep(HOLD)
             proxy.restore()
 
-        await emit_through(own_kafka, unique_name, own_kafka.proxied_url, fault)
+        await emit_through(own_kafka, unique_name, of(own_kafka.proxied_url, scheme), fault)
 
 
 @pytest.mark.parametrize("harm", ["kill", "freeze"])
 @pytest.mark.parametrize("timeout", [1.5, 8.0])
 async def test_stop_returns_and_leaves_nothing_with_the_broker_gone(
-    own_kafka: Kafka, unique_name: str, harm: str, timeout: float
+    own_kafka: Kafka, unique_name: str, scheme: str, harm: str, timeout: float
 ) -> None:
     """The client would wait for the broker for ever: it is dropped with all its tasks."""
 
@@ -125,7 +144,7 @@ async def test_stop_returns_and_leaves_nothing_with_the_broker_gone(
 
     own_kafka.create_topic(unique_name)
     before = asyncio.all_tasks()
-    emitter = EventEmitter.from_url(own_kafka.url, timeout=timeout)
+    emitter = EventEmitter.from_url(of(own_kafka.url, scheme), timeout=timeout)
     await emitter.start()
     await emitter.emit(Pending())
     await asyncio.to_thread(getattr(own_kafka, harm))
@@ -147,14 +166,16 @@ async def test_stop_returns_and_leaves_nothing_with_the_broker_gone(
 
 
 @pytest.mark.parametrize("harm", ["kill", "freeze"])
-async def test_ping_and_start_tell_that_the_broker_is_gone(own_kafka: Kafka, harm: str) -> None:
+async def test_ping_and_start_tell_that_the_broker_is_gone(
+    own_kafka: Kafka, harm: str, scheme: str
+) -> None:
     """Both are ConnectError, within the emitter's time."""
-    async with EventEmitter.from_url(own_kafka.url, timeout=2.0) as emitter:
+    async with EventEmitter.from_url(of(own_kafka.url, scheme), timeout=2.0) as emitter:
         await emitter.ping()
         await asyncio.to_thread(getattr(own_kafka, harm))
         began = time.monotonic()
         with pytest.raises(ConnectError):
             await emitter.ping()
         with pytest.raises(ConnectError):
-            await EventEmitter.from_url(own_kafka.url, timeout=2.0).start()
+            await EventEmitter.from_url(of(own_kafka.url, scheme), timeout=2.0).start()
         assert time.monotonic() - began < 7

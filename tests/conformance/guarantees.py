@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from xml.etree import ElementTree as ET
 
 from conformance import (
+    test_confluent,
     test_kafka,
     test_memory,
     test_rabbitmq,
@@ -34,6 +35,7 @@ SUITES: tuple[type[BackendConformance], ...] = (
     test_memory.TestMemory,
     test_sqlite.TestSQLite,
     test_kafka.TestKafka,
+    test_confluent.TestConfluent,
     test_rabbitmq.TestRabbitMQ,
     test_redis.TestRedis,
     test_redis_pubsub.TestRedisPubSub,

@@ -33,7 +33,7 @@ new = set(sys.modules) - before
 ours = {"config", "errors", "event", "roundtrip", "template"}
 extra = {name for name in new if name.startswith("dispytch.")} - {f"dispytch.{n}" for n in ours}
 late = {"asyncio", "pluggy", "importlib_metadata", "click", "rich", "pytest", "aiokafka",
-        "aio_pika", "aiormq", "redis", "hiredis"}
+        "aio_pika", "aiormq", "redis", "hiredis", "confluent_kafka"}
 extra |= late & new
 sys.exit(repr(extra) if extra else 0)
 """

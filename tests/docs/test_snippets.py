@@ -67,6 +67,7 @@ def test_snippet_runs(code: str, brokers: dict[str, str], tmp_path: Path) -> Non
     [
         "memory://demo",
         "kafka://localhost:9092",
+        "kafka+confluent://localhost:9092",
         "amqp://guest:guest@localhost/",
         "redis://localhost:6379",
     ],
@@ -83,6 +84,8 @@ def test_first_example_needs_another_url_alone(
 
 def _run(code: str, brokers: dict[str, str], folder: Path) -> str:
     code = code.replace("kafka://localhost:9092", brokers["KAFKA_URL"])
+    ceiling = brokers["KAFKA_URL"].replace("kafka:", "kafka+confluent:")
+    code = code.replace("kafka+confluent://localhost:9092", ceiling)
     code = code.replace("amqp://guest:guest@localhost/", brokers["RABBITMQ_URL"])
     code = code.replace("redis://localhost:6379", brokers["REDIS_URL"])
     environment = {**os.environ, **brokers, "PYTHONWARNINGS": "error"}

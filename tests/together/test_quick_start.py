@@ -77,7 +77,9 @@ async def _bills(printed: asyncio.StreamReader, count: int) -> list[str]:
 @pytest.mark.kafka
 @pytest.mark.rabbitmq
 @pytest.mark.redis
-@pytest.mark.parametrize("backend", ["memory", "sqlite", "kafka", "rabbitmq", "redis"])
+@pytest.mark.parametrize(
+    "backend", ["memory", "sqlite", "kafka", "kafka+confluent", "rabbitmq", "redis"]
+)
 async def test_application_needs_another_url_alone(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -85,7 +87,9 @@ async def test_application_needs_another_url_alone(
     if backend in {"memory", "sqlite"}:
         url = {"memory": "memory://shop", "sqlite": "sqlite:///events.db"}[backend]
     else:
-        url = request.getfixturevalue(f"{backend}_broker").url
+        broker, _, client = backend.partition("+")
+        url = request.getfixturevalue(f"{broker}_broker").url
+        url = url.replace("kafka:", "kafka+confluent:") if client else url
     _write(tmp_path, url)
     async with _running(tmp_path) as printed:
         bills = await _bills(printed, len(BILLS))

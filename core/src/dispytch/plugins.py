@@ -51,6 +51,8 @@ HOOKS = "dispytch.hooks"
 _OURS = {  # scheme or name -> extra of the core that installs it
     "kafka": "kafka",
     "kafka+ssl": "kafka",
+    "kafka+confluent": "confluent",
+    "kafka+confluent+ssl": "confluent",
     "rabbitmq": "rabbitmq",
     "amqp": "rabbitmq",
     "amqps": "rabbitmq",

@@ -212,6 +212,11 @@ class KafkaConnection(Connection):
         "larger record comes all the same, alone. Default: 1048576.",
     )
 
+    @property
+    def tls(self) -> bool:
+        """Whether the scheme asks for TLS."""
+        return self.scheme.endswith("+ssl")
+
     @field_validator("compression")
     @classmethod
     def _has_its_library(cls, value: str) -> str:
@@ -222,8 +227,9 @@ class KafkaConnection(Connection):
     @field_validator("cafile", "certfile", "keyfile", "keyfile_password")
     @classmethod
     def _belongs_to_tls(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("scheme") == "kafka":
-            raise ValueError("is for TLS: write kafka+ssl:// instead of kafka://")
+        scheme = str(info.data.get("scheme", ""))
+        if value is not None and scheme and not scheme.endswith("+ssl"):
+            raise ValueError(f"is for TLS: write {scheme}+ssl:// instead of {scheme}://")
         return value
 
     @model_validator(mode="after")
@@ -232,10 +238,10 @@ class KafkaConnection(Connection):
             raise ValueError("a login needs both user and password")
         if self.user is None and "sasl_mechanism" in self.model_fields_set:
             raise ValueError("sasl_mechanism needs a user and a password")
-        if self.user and self.sasl_mechanism == "PLAIN" and self.scheme == "kafka":
+        if self.user and self.sasl_mechanism == "PLAIN" and not self.tls:
             raise ValueError(
-                "sasl_mechanism PLAIN would send the password in the clear: use kafka+ssl://, or "
-                "SCRAM-SHA-256 or SCRAM-SHA-512"
+                "sasl_mechanism PLAIN would send the password in the clear: use "
+                f"{self.scheme}+ssl://, or SCRAM-SHA-256 or SCRAM-SHA-512"
             )
         if self.certfile is None and (self.keyfile or self.keyfile_password):
             raise ValueError("keyfile and keyfile_password need certfile")
@@ -254,7 +260,7 @@ class KafkaConnection(Connection):
         Raises:
             ConfigError: a file can't be read as what it should be, naming the option.
         """
-        if self.scheme == "kafka":
+        if not self.tls:
             return None
         option = "cafile"
         try:
@@ -268,7 +274,7 @@ class KafkaConnection(Connection):
                 )
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ConfigError(
-                f"kafka+ssl:// URL: {option}: {type(error).__name__}: can't be loaded"
+                f"{self.scheme}:// URL: {option}: {type(error).__name__}: can't be loaded"
             ) from error
         return context
 
@@ -283,7 +289,7 @@ class KafkaConnection(Connection):
             "connections_max_idle_ms": self.connections_max_idle_ms,
             "ssl_context": self.ssl_context(),
         }
-        protocol = "PLAINTEXT" if self.scheme == "kafka" else "SSL"
+        protocol = "SSL" if self.tls else "PLAINTEXT"
         if self.user is not None and self.password is not None:
             protocol = f"SASL_{protocol}"
             settings |= {

@@ -8,7 +8,7 @@ from typing import Any, Self
 from aiokafka import AIOKafkaConsumer  # type: ignore[import-untyped]
 from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
 
-from dispytch import ConfigError, ConnectError, Consumer, Delivery, Subscription
+from dispytch import ConfigError, ConnectError, Consumer, Delivery, Producer, Subscription
 from dispytch_kafka.client import (
     NO_GRACE,
     STOP_GRACE,
@@ -188,8 +188,22 @@ class KafkaConsumer(Consumer):
         except KafkaError:
             return None
 
-    def dead_letter_producer(self) -> KafkaProducer | None:
-        """A producer to the same brokers; None with a client of yours.
+    def dead_letter_producer(self) -> Producer | None:
+        """A producer to the same brokers; None with a client of yours."""
+        connection = self._dead_letter_connection()
+        return None if connection is None else KafkaProducer(connection)
+
+    async def stop(self) -> None:
+        """Commit what is done, leave the group and close what is ours, within about 8 s."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+        self._inbox.fail(ConnectError("the Kafka consumer is stopped", backend=self.backend))
+        reader, self._reader, self._keeping = self._reader, None, None
+        await self._close_client(reader)
+
+    def _dead_letter_connection(self) -> KafkaConnection | None:
+        """The connection, fit for the largest events.
 
         The brokers limit what others sent by its compressed size, a client by that before.
         """
@@ -201,16 +215,7 @@ class KafkaConsumer(Consumer):
         }
         if connection.compression == "none":
             larger["compression"] = "gzip"
-        return KafkaProducer(connection.model_copy(update=larger))
-
-    async def stop(self) -> None:
-        """Commit what is done, leave the group and close what is ours, within about 8 s."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait({self._keeping})
-        self._inbox.fail(ConnectError("the Kafka consumer is stopped", backend=self.backend))
-        reader, self._reader, self._keeping = self._reader, None, None
-        await self._close_client(reader)
+        return connection.model_copy(update=larger)
 
     def _only_group(self, subscriptions: Sequence[Subscription]) -> str | None:
         groups = {subscription.group for subscription in subscriptions}
