@@ -337,10 +337,11 @@ class Dispatcher:
         if delivery.left > 0:
             return
         try:
-            if delivery.later:
-                names = [name for name, _ in delivery.later]
+            if later := delivery.later:
+                delivery.left, delivery.later = 1, ()  # it may be what comes again
+                names = [name for name, _ in later]
                 delivery.headers = addressed(delivery.headers, self._group, names)
-                await delivery.nack(max(delay for _, delay in delivery.later))
+                await delivery.nack(max(delay for _, delay in later))
             else:
                 await delivery.ack()
         except Exception as error:  # noqa: BLE001 - not the handler's failure, and not its to retry
