@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 
 from dispytch import (
     ConfigError,
@@ -202,3 +203,39 @@ def test_a_url_given_as_dead_letter_is_not_repeated() -> None:
     with pytest.raises(ConfigError) as raised:
         EventListener(MemoryConsumer(), dead_letter=wrong)
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("disturbed", ["begun", "woken"])
+async def test_a_worker_cancelled_before_its_turn_is_not_waited_for(disturbed: str) -> None:
+    """Whoever cancels all tasks as an event comes in: that event and those after it are handled."""
+    loop, comes = asyncio.get_running_loop(), asyncio.Queue[str]()
+
+    def cancel_workers() -> None:
+        for task in asyncio.all_tasks():
+            if task.get_name() == "dispytch-worker":
+                task.cancel()
+
+    class Disturbed(EventBase):
+        __topic__ = "orders"
+        __event_type__ = "disturbed"
+
+        what: str
+
+        @field_validator("what")
+        @classmethod
+        def _as_it_is_read(cls, what: str) -> str:
+            if what == disturbed:
+                loop.call_soon(cancel_workers)
+            return what
+
+    broker = MemoryBroker()
+    listener = EventListener(MemoryConsumer(broker), group="billing")
+
+    @listener.handler(Disturbed)
+    async def handle(event: Disturbed) -> None:
+        comes.put_nowait(event.what)
+
+    async with listener, EventEmitter(MemoryProducer(broker)) as emitter, asyncio.timeout(5):
+        for what in ("begun", "woken", "after"):
+            await emitter.emit(Disturbed.model_construct(what=what))
+            assert await comes.get() == what

@@ -257,6 +257,22 @@ async def test_same_message_id_waits_also_where_both_waited_for_their_turn(deaf:
     assert await asyncio.gather(*tasks) == [False, True]
 
 
+async def test_who_comes_while_a_turn_is_handed_on_waits_behind(deaf: Any) -> None:
+    """Ten wait for their turn, ten come one by one as those get it: all go out as they came."""
+    wire = Wire(deaf)
+    messages = [message_to("q") for _ in range(20)]
+    async with deaf.lock:
+        tasks = [asyncio.create_task(wire.publish(message)) for message in messages[:10]]
+        await asyncio.sleep(0)
+    for message in messages[10:]:
+        tasks.append(asyncio.create_task(wire.publish(message)))
+        await asyncio.sleep(0)
+    await hear(deaf)
+    assert list(deaf.message_id_delivery_tag) == [message.id for message in messages]
+    await hear(deaf, spec.Basic.Ack(20, multiple=True))
+    assert await asyncio.gather(*tasks) == [True] * 20
+
+
 async def test_giving_up_one_wire_leaves_the_others_of_its_channel(deaf: Any) -> None:
     """Two producers may publish on one channel of the user's, and one of them stop."""
     mine, other = Wire(deaf), Wire(deaf)

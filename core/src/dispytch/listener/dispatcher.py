@@ -135,12 +135,14 @@ class Dispatcher:
 
         So a burst has all of them soon, and handlers that never wait keep a single one busy.
         """
-        self._coming -= 1
+        self._coming = max(0, self._coming - 1)
         for _ in range(min(2, len(self._ready) - 1)):
             self._wake()
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         self.workers.discard(worker)
+        if worker.cancelled():
+            self._coming = 0  # it may have been one of them; a wake too many does no harm
         error = None if worker.cancelled() else worker.exception()
         if error is not None:
             self._fail(error)
@@ -335,10 +337,11 @@ class Dispatcher:
         if delivery.left > 0:
             return
         try:
-            if delivery.later:
-                names = [name for name, _ in delivery.later]
+            if later := delivery.later:
+                delivery.left, delivery.later = 1, ()  # it may be what comes again
+                names = [name for name, _ in later]
                 delivery.headers = addressed(delivery.headers, self._group, names)
-                await delivery.nack(max(delay for _, delay in delivery.later))
+                await delivery.nack(max(delay for _, delay in later))
             else:
                 await delivery.ack()
         except Exception as error:  # noqa: BLE001 - not the handler's failure, and not its to retry

@@ -223,6 +223,8 @@ class Link:
     async def _put_successor(self, client: Any, connection: KafkaConnection) -> None:
         self._client = await open_client(connection)
         self._replaced.add(client)
+        self._users[client] += 1  # all of them may have gone meanwhile: then nobody else closes it
+        self._leave(client)
 
     def _leave(self, client: Any) -> None:
         """Close a replaced client after its last user.

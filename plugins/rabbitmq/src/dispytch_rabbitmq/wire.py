@@ -58,7 +58,7 @@ class Wire:
         self._max_body_size = frame_max - 8
         self._batch = _Batch(0)
         self._batch.close()  # the first message opens another
-        self._turn = asyncio.Lock()
+        self._turn, self._waiting = asyncio.Lock(), 0
         self._closing: asyncio.Future[Any] = channel.closing
         self._closing.add_done_callback(self._on_closed)
 
@@ -73,10 +73,14 @@ class Wire:
         Cancelled before it could join, it is not written; afterwards it is, and nobody hears of it.
         """
         while True:
-            if self._turn.locked() or not self._has_room():
-                async with self._turn:  # first come, first served
-                    if not await self._make_room():
-                        return None
+            if self._waiting or not self._has_room():
+                self._waiting += 1  # a lock that is handed on is not locked for a moment
+                try:
+                    async with self._turn:  # first come, first served
+                        if not await self._make_room():
+                            return None
+                finally:
+                    self._waiting -= 1
             earlier = self._unconfirmed_of(message.id) if message.mandatory else None
             if earlier is None:
                 return await self._join(message)
