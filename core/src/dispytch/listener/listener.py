@@ -136,7 +136,7 @@ class EventListener(Router):
             taken = dict(self._taken)
             for placed in router.placed():
                 self._check(placed)
-                self._take(placed, taken)
+                taken[self._free(placed, taken)] = placed.declared
         except HandlerDefinitionError:
             self.routers.pop()
             raise
@@ -153,20 +153,21 @@ class EventListener(Router):
             )
         placed = Placed(declared, (), (), None)
         self._check(placed)
-        self._take(placed, self._taken)
+        route = self._free(placed, self._taken)
         super()._declare(declared)
+        self._taken[route] = declared
 
     def _check(self, placed: Placed) -> None:
         placed.declared.plan(pattern_of(placed, self.consumer.topic_delimiter).names, {})
 
-    def _take(self, placed: Placed, taken: dict[_Route, Declared]) -> None:
-        """Refuse a function that stands on one route twice: each event would run it twice."""
+    def _free(self, placed: Placed, taken: dict[_Route, Declared]) -> _Route:
+        """The route; refused where the function stands already: each event would run it twice."""
         declared = placed.declared
         topic = declared.topic_under(placed.prefixes, self.consumer.topic_delimiter)
         route = name_of(declared.fn), topic, declared.kind
         if route in taken:
             raise already(declared, taken[route], topic)
-        taken[route] = declared
+        return route
 
     def rebound(self, consumer: Consumer, **options: Unpack[ListenerOptions]) -> "EventListener":
         """A listener with the same handlers and overrides on another consumer; for tests.
@@ -228,7 +229,7 @@ class EventListener(Router):
     def _handlers(self, executor: Executor) -> list[Handler]:
         taken: dict[_Route, Declared] = {}
         for placed in self.placed():  # what routers got since they were included, too
-            self._take(placed, taken)
+            taken[self._free(placed, taken)] = placed.declared
         options = self.options
         around = Surroundings(
             options.group,

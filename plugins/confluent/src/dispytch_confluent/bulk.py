@@ -207,19 +207,20 @@ class Bulk:
             return window
         try:
             self._link.running()
-            working = asyncio.ensure_future(
-                asyncio.to_thread(self._work, window, entries, results, deadline - clock())
-            )
-            try:
-                await asyncio.shield(working)
-            finally:
-                window.given_up = True
-                if not working.done():
-                    await asyncio.wait({working})
         except EmitRejected as error:
-            results.reject(entries, error)
-        finally:
             self._turn.release()
+            results.reject(entries, error)
+            return window
+        working = asyncio.ensure_future(
+            asyncio.to_thread(self._work, window, entries, results, deadline - clock())
+        )
+        working.add_done_callback(lambda _: self._turn.release())  # whoever is cancelled meanwhile
+        try:
+            await asyncio.shield(working)
+        finally:
+            window.given_up = True
+            if not working.done():
+                await asyncio.wait({working})
         return window
 
     def _work(
@@ -232,7 +233,7 @@ class Bulk:
         for entry in entries:
             if results.holds_back(entry):
                 continue
-            if time.monotonic() >= until - MARGIN:
+            if window.given_up or time.monotonic() >= until - MARGIN:
                 results.fail(entry, not_queued(entry.out.topic))
                 continue
             try:

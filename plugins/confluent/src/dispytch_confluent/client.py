@@ -77,6 +77,7 @@ class Client:
     def __init__(self, connection: ConfluentConnection) -> None:
         self._loop = asyncio.get_running_loop()
         self._answers: deque[tuple[asyncio.Future[Any], Any, Any]] = deque()
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._room: asyncio.Future[None] | None = None
         self.trouble: Any = None
         self._hopeless = False
@@ -101,6 +102,7 @@ class Client:
             answers.append((answer, error, message))
 
         produce(self.producer, record, answered)
+        self._waiting.add(answer)
         return answer
 
     async def room(self) -> None:
@@ -140,14 +142,18 @@ class Client:
         except KafkaException as error:
             raise as_connect_error(error.args[0], "no sign of life") from error
 
-    async def drain(self, timeout: float) -> bool:
-        """Wait for all answers; whether all came in time."""
-        return await asyncio.to_thread(self._drain, timeout)
+    async def answered(self, timeout: float) -> bool:
+        """Wait until all that is queued now was answered; whether it was in time."""
+        waiting = self._waiting.copy()
+        if not waiting:
+            return True
+        _, late = await asyncio.wait(waiting, timeout=timeout)
+        return not late
 
     async def close(self, timeout: float) -> None:
         """Send what is queued, for so long, then drop the rest; end the thread."""
         try:
-            if not await self.drain(timeout):
+            if not await asyncio.to_thread(self._drain, timeout):
                 logger.warning("kafka: brokers don't answer; what was not sent is dropped")
         finally:
             self.producer.purge()
@@ -203,7 +209,7 @@ class Client:
     def _poll(self) -> None:
         """The thread."""
         while self._running:
-            if self._served(self.producer.poll) and self._answers:
+            if self._served(self.producer.poll) and (self._answers or self._room):
                 self._wake()
 
     def _wake(self) -> None:
@@ -215,6 +221,7 @@ class Client:
         answers = self._answers
         while answers:
             answer, error, message = answers.popleft()
+            self._waiting.discard(answer)
             if answer.done():
                 continue
             if error is None:

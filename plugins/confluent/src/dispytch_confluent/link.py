@@ -56,7 +56,7 @@ class Link:
         """Wait until all has an outcome; see `ConfluentProducer.flush`."""
         drained = False
         try:
-            drained = await self.running().drain(GRACE)
+            drained = await self.running().answered(GRACE)
         finally:
             if not drained:
                 self.grace = NO_GRACE  # its time is used up: a `stop` that follows need not wait
@@ -67,10 +67,10 @@ class Link:
 
     async def stop(self) -> None:
         """Close all clients."""
+        client, self.client = self.client, None
         if self._replacing is not None and not self._replacing.done():
             self._replacing.cancel()
             await asyncio.wait({self._replacing})
-        client, self.client = self.client, None
         if client is not None:
             self._retire(client)
         if self._closing:

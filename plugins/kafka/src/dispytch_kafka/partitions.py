@@ -17,6 +17,9 @@ _CREATION = 1.2
 """Seconds that brokers get to create a topic on demand: asking for it starts that, and until it
 is done the answer is the same as where nothing creates it."""
 
+_LONGEST_KEPT = 200
+"""Bytes of a key whose hash is kept."""
+
 _CLOSED_CHECK = 0.5
 """Seconds between looks whether the client that is waited for was closed."""
 
@@ -25,13 +28,16 @@ def choose_partition(key: bytes | None, partitions: list[int], available: list[i
     """The partition for a key, as Java's default partitioner has it; without one, any."""
     if key is None:
         return random.choice(available or partitions)  # noqa: S311
-    return partitions[_hash(key) % len(partitions)]
+    hash_of = _kept_hash if len(key) <= _LONGEST_KEPT else _hash
+    return partitions[hash_of(key) % len(partitions)]
 
 
-@lru_cache(maxsize=10_000)
 def _hash(key: bytes) -> int:
-    """Kept: in pure Python it takes longer than all else that sends a record."""
     return int(murmur2(key) & 0x7FFFFFFF)
+
+
+_kept_hash = lru_cache(maxsize=10_000)(_hash)
+"""In pure Python it takes longer than all else that sends a record."""
 
 
 async def partitions_of(client: Any, topic: str) -> set[int]:
