@@ -107,11 +107,10 @@ class TopicReader:
         union: Any = first.wire
         for reader in others:
             union |= reader.wire
-        self._validate = (
-            TypeAdapter[Any](Annotated[union, Discriminator("type")]).validator.validate_json
-            if others
-            else first.validate_wire
-        )
+        self._validate = first.validate_wire
+        if others:
+            whole: Any = Annotated[union, Discriminator("type")]
+            self._validate = TypeAdapter[Any](whole).validator.validate_json
 
     def read(self, payload: bytes) -> Read | str:
         """The event in these bytes, or the type of one that nobody reads.

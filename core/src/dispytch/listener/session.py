@@ -223,12 +223,12 @@ class Session:
             self._add_unmatched(delivery, address, f"no handler for the type {read!r}")
             return
         targets = station.by_type[read["type"]]
-        if address.handlers or len(targets) > 1:
+        if len(targets) == 1 and not address.handlers:
+            handler, segments = targets[0]
+            event = handler.event(read, delivery, delivery.attempt)
+            self.dispatcher.add(Run(delivery, handler, event, segments))
+        else:
             self._add_each(delivery, address, targets, read)
-            return
-        handler, segments = targets[0]
-        event = handler.event(read, delivery, delivery.attempt)
-        self.dispatcher.add(Run(delivery, handler, event, segments))
 
     def _add_each(
         self,
