@@ -143,12 +143,19 @@ class Client:
             raise as_connect_error(error.args[0], "no sign of life") from error
 
     async def answered(self, timeout: float) -> bool:
-        """Wait until all that is queued now was answered; whether it was in time."""
+        """Wait until all that is queued now was answered, whoever still waits for it.
+
+        Returns:
+            Whether it was in time.
+        """
         waiting = self._waiting.copy()
-        if not waiting:
-            return True
-        _, late = await asyncio.wait(waiting, timeout=timeout)
-        return not late
+        try:
+            async with asyncio.timeout(timeout):
+                while not waiting.isdisjoint(self._waiting):
+                    await self.room()
+        except TimeoutError:
+            return False
+        return True
 
     async def close(self, timeout: float) -> None:
         """Send what is queued, for so long, then drop the rest; end the thread."""
