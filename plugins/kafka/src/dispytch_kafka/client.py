@@ -60,6 +60,10 @@ HANDOVER_MARGIN = 0.05
 """Seconds before an event's deadline when the attempt to hand it to the client ends: what was not
 handed over is certainly not stored, and there must be time left to say so."""
 
+_QUESTIONS, _BETWEEN_QUESTIONS = 3, 0.1
+"""How often, and with how many seconds between, brokers are asked for a sign of life: one that has
+just started knows of no broker, and the client takes that for no answer."""
+
 _RECORD_OVERHEAD = 82  # header of a batch of one, and the largest lengths a record can need
 
 
@@ -340,5 +344,8 @@ async def ping(client: Any) -> None:
     Raises:
         ConnectError: none answers.
     """
-    if not await connections_of(client).force_metadata_update():
-        raise as_connect_error(KafkaConnectionError("no broker answers"), "no sign of life")
+    for _ in range(_QUESTIONS):
+        if await connections_of(client).force_metadata_update():
+            return
+        await asyncio.sleep(_BETWEEN_QUESTIONS)
+    raise as_connect_error(KafkaConnectionError("no broker answers"), "no sign of life")
