@@ -54,12 +54,6 @@ class _Entry:
     out: Outgoing
     record: Record
 
-    @property
-    def size(self) -> int:
-        record = self.record
-        size = _OVERHEAD + len(record.value) + len(record.key or b"")
-        return size + sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
-
 
 @dataclass(slots=True)
 class _Batch:
@@ -166,7 +160,7 @@ class Bulk:
         window: list[_Entry] = []
         size = 0
         for entry in entries:
-            added = entry.size
+            added = _OVERHEAD + entry.record.size
             if window and size + added > self._limit:
                 yield window
                 window, size = [], 0

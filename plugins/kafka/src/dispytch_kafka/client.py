@@ -254,9 +254,7 @@ def check_size(client: Any, record: Record) -> None:
     Raises:
         EmitRejected: the record alone is larger than a request may be.
     """
-    size = _RECORD_OVERHEAD + len(record.value) + len(record.key or b"")
-    if record.headers:
-        size += sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
+    size = _RECORD_OVERHEAD + record.size
     limit: int = client._max_request_size
     if size > limit:
         raise EmitRejected(

@@ -39,6 +39,14 @@ class Record:
     timestamp_ms: int
     headers: list[tuple[str, bytes]]
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it carries, at most; those that frame a record come on top."""
+        size = len(self.value) + len(self.key or b"")
+        if self.headers:
+            size += sum(len(name.encode()) + len(value) + 10 for name, value in self.headers)
+        return size
+
 
 def record_of(out: Outgoing) -> Record:
     """The record for an event."""
