@@ -28,8 +28,6 @@ from dispytch.topics import TopicPattern
 
 __all__ = ["Handler", "Surroundings", "pattern_of"]
 
-Segments = Mapping[str, str]
-
 
 class Surroundings:
     """What a handler gets from the listener and the routers around it.
